@@ -1,0 +1,125 @@
+# Bulkhead: `make help` lists every target.
+SHELL      := /bin/bash
+.DEFAULT_GOAL := help
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+
+BUILD      := build
+BIN        := $(BUILD)/bin
+GUEST      := $(BUILD)/guest
+VERSION    := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
+LDFLAGS    := -s -w -X bulkhead/bus.Version=$(VERSION)
+CACHE      := $(or $(BULKHEAD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bulkhead)
+TOOLS      := $(CACHE)/tools
+GO         := go
+
+GOLANGCI_VERSION := v2.15.0
+NATSCLI_VERSION  := v0.5.1
+PROTOC_GEN_GO    := v1.36.12
+GOLANGCI   := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
+NATSCLI    := $(TOOLS)/nats-$(NATSCLI_VERSION)/nats
+
+# Every Go file and module file: a binary is rebuilt only when one of them changed.
+GOSRC      := go.mod go.sum $(shell find agent bus ksm-worker proto runtime-frontend services vm-worker -name '*.go' -o -name '*.example' 2>/dev/null)
+
+HOSTBINS   := $(BIN)/bulkheadd $(BIN)/bulkhead $(BIN)/bulkhead-vm-worker $(BIN)/bulkhead-network $(BIN)/bulkhead-ksm-worker
+
+##@ The two commands
+
+.PHONY: demo
+demo: packages build guest ## run a busybox container in a VM and show what happened
+	@$(GO) run ./deploy/demo $(BUILD)
+
+.PHONY: test
+test: packages lint unit e2e ## lint, unit tests and end-to-end tests with real VMs and Docker
+
+##@ Build
+
+.PHONY: build
+build: $(HOSTBINS) $(BIN)/bulkhead-relay $(BIN)/bulkhead-agent ## every binary, into build/bin
+
+.PHONY: packages
+packages: ## install the Debian packages the build, the VMs and the tests need
+	@deploy/packages/install
+
+.PHONY: guest
+guest: $(GUEST)/image.ext4 $(GUEST)/vmlinux ## the guest kernel and image, into build/guest
+
+$(BIN)/bulkheadd: PKG := ./services/host/cmd/bulkheadd
+$(BIN)/bulkhead: PKG := ./runtime-frontend/cmd/bulkhead
+$(BIN)/bulkhead-vm-worker: PKG := ./vm-worker/cmd/bulkhead-vm-worker
+$(BIN)/bulkhead-network: PKG := ./services/network/cmd/bulkhead-network
+$(BIN)/bulkhead-ksm-worker: PKG := ./ksm-worker/cmd/bulkhead-ksm-worker
+$(HOSTBINS): $(GOSRC)
+	@echo "building $@"
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ $(PKG)
+
+# The relay links neither NATS nor protobuf; its size is a promise (docs/performance.md).
+$(BIN)/bulkhead-relay: $(GOSRC)
+	@echo "building $@"
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./runtime-frontend/cmd/bulkhead-relay
+
+# The agent needs cgo for libcontainer's nsenter and libseccomp, and is static: the guest holds nothing else.
+$(BIN)/bulkhead-agent: $(GOSRC)
+	@echo "building $@"
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o $@ ./agent/cmd/bulkhead-agent
+
+$(GUEST)/vmlinux: deploy/guest/build-kernel deploy/guest/kernel.config
+	@deploy/guest/build-kernel $(GUEST)
+
+$(GUEST)/image.ext4: $(BIN)/bulkhead-agent deploy/guest/build-image
+	@deploy/guest/build-image $(BIN)/bulkhead-agent $(GUEST)
+
+.PHONY: proto
+proto: ## regenerate the Go code of proto/ (needs protobuf-compiler and libprotobuf-dev)
+	@GOBIN=$(abspath $(TOOLS)) $(GO) install google.golang.org/protobuf/cmd/protoc-gen-go@$(PROTOC_GEN_GO)
+	@for f in proto/*/v1/*.proto; do PATH=$(TOOLS):$$PATH protoc -I proto --go_out=. --go_opt=module=bulkhead $$f || exit 1; done
+
+##@ Run from the tree
+
+.PHONY: up
+up: build guest ## start a daemon from the tree, in the background
+	@deploy/dev/up $(BUILD)
+
+.PHONY: down
+down: ## stop the daemon that make up started, and its VMs
+	@deploy/dev/down $(BUILD)
+
+##@ Check
+
+.PHONY: fmt
+fmt: ## format every Go file
+	@gofmt -w $$(git ls-files '*.go' ':!*.pb.go')
+
+.PHONY: lint
+lint: $(GOLANGCI) ## formatting, vet, golangci-lint, import directions, generated code
+	@test/lint/run $(GOLANGCI)
+
+.PHONY: unit
+unit: build guest $(NATSCLI) ## unit and room tests (real bus, real QEMU where a room needs it)
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) test -timeout 20m -tags 'netgo osusergo seccomp' $$($(GO) list ./... | grep -v bulkhead/test/)
+
+.PHONY: e2e
+e2e: build guest $(NATSCLI) ## end-to-end tests: Docker, faults, the nats CLI, one service alone
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) test -count=1 -timeout 40m -v ./test/e2e/...
+
+.PHONY: bench
+bench: build guest ## the benchmark table, with runc beside it; writes build/bench.json
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) $(GO) run ./test/bench -out $(BUILD)/bench.json
+
+$(GOLANGCI):
+	@echo "building golangci-lint $(GOLANGCI_VERSION) (once, kept in $(TOOLS))"
+	@mkdir -p $(TOOLS)/.golangci && GOBIN=$(TOOLS)/.golangci $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION) && mv $(TOOLS)/.golangci/golangci-lint $@
+
+$(NATSCLI):
+	@echo "building the nats CLI $(NATSCLI_VERSION) (once, kept in $(TOOLS))"
+	@mkdir -p $(dir $@) && GOBIN=$(dir $@) $(GO) install github.com/nats-io/natscli/nats@$(NATSCLI_VERSION)
+
+##@ Housekeeping
+
+.PHONY: clean
+clean: ## remove build/ (the kernel and the tools stay in the cache)
+	@rm -rf $(BUILD)
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z0-9_-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,96 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"bulkhead/agent/container"
+	"bulkhead/agent/guest"
+	"bulkhead/agent/reaper"
+	"bulkhead/bus/link"
+	"bulkhead/bus/stdio"
+)
+
+// Version is what the agent calls itself in its ready event; the build sets it.
+var Version = "dev"
+
+const (
+	ctlPort = "bulkhead.ctl"
+	ioPort  = "bulkhead.io"
+	// portTimeout bounds the wait for a port: the hypervisor announces both while the kernel boots.
+	portTimeout = 30 * time.Second
+	stateDir    = "/run/libcontainer"
+)
+
+// Deps is what the agent runs with.
+type Deps struct {
+	Log     hclog.Logger
+	Sandbox string
+	Begun   float64 // the guest's uptime when the agent's main began, seconds
+}
+
+// agent is the state that the requests share.
+type agent struct {
+	log        hclog.Logger
+	sandbox    string
+	begun      float64
+	share      guest.Share
+	containers *container.Manager
+	identity   identity
+	events     events
+}
+
+// Run serves the host until the context ends or a port fails, which is fatal
+// for a guest. The machine must have been prepared (guest.MountAll and the rest).
+func Run(ctx context.Context, deps Deps) error {
+	ctl, err := openPort(ctx, ctlPort)
+	if err != nil {
+		return err
+	}
+	io, err := openPort(ctx, ioPort)
+	if err != nil {
+		return errors.Join(err, ctl.Close())
+	}
+	orphans := reaper.New()
+	endpoint := stdio.NewEndpoint(stdio.EndpointConfig{Warn: func(channel uint32, err error) {
+		deps.Log.Warn("the host sent a senseless frame", "channel", channel, "error", err)
+	}})
+	a := &agent{log: deps.Log, sandbox: deps.Sandbox, begun: deps.Begun}
+	a.events.init(deps.Log, deps.Sandbox)
+	a.containers = container.NewManager(container.Config{
+		Log:      deps.Log,
+		Reaper:   orphans,
+		Streams:  streams{endpoint},
+		Exited:   a.exited,
+		Prepare:  func(context.Context) error { return a.share.Mount() },
+		ShareDir: guest.ShareDir,
+		StateDir: stateDir,
+	})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return orphans.Run(ctx) })
+	group.Go(func() error { return a.serveStreams(ctx, io, endpoint) })
+	group.Go(func() error { return a.serveRequests(ctx, ctl) })
+	return group.Wait()
+}
+
+func openPort(ctx context.Context, name string) (*link.Listener, error) {
+	ctx, cancel := context.WithTimeout(ctx, portTimeout)
+	defer cancel()
+	path, err := guest.FindPort(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	port, err := link.OpenPort(path)
+	if err != nil {
+		return nil, fmt.Errorf("port %s: %w", name, err)
+	}
+	return link.Listen(port), nil
+}

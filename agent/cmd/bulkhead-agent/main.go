@@ -1,0 +1,65 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bulkhead-agent is PID 1 of a guest.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/sirupsen/logrus"
+
+	"bulkhead/agent"
+	"bulkhead/agent/guest"
+	// Becomes the container's process at once when started as "init".
+	_ "bulkhead/agent/reexec"
+)
+
+func main() {
+	begun := guest.Uptime()
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "bulkhead-agent is PID 1 of a guest and of nothing else: put it into the guest image with deploy/guest/build-image")
+		os.Exit(2)
+	}
+	// An agent that ends would panic the kernel; whatever happens, the machine goes off instead.
+	defer off()
+	defer func() {
+		if p := recover(); p != nil {
+			fmt.Fprintf(os.Stderr, "bulkhead-agent: panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	log := hclog.New(&hclog.LoggerOptions{Name: "agent", Level: hclog.Info, Output: os.Stderr})
+	if err := run(begun, log); err != nil {
+		log.Error("the guest cannot go on and powers off", "error", err)
+	}
+}
+
+func run(begun float64, log hclog.Logger) error {
+	// libcontainer logs by logrus; what concerns a container comes back as an error.
+	logrus.SetLevel(logrus.WarnLevel)
+	// The heap is a few megabytes: collecting half as often costs less than it saves.
+	debug.SetGCPercent(200)
+	for _, prepare := range []func() error{guest.MountAll, guest.SetupCgroups, guest.SetParameters, guest.LoopbackUp} {
+		if err := prepare(); err != nil {
+			return err
+		}
+	}
+	sandbox, err := guest.CommandLine("bulkhead.sandbox")
+	if err != nil {
+		return err
+	}
+	err = agent.Run(context.Background(), agent.Deps{Log: log, Sandbox: sandbox, Begun: begun})
+	return errors.Join(errors.New("the agent ended"), err)
+}
+
+func off() {
+	if err := guest.Off(); err != nil {
+		fmt.Fprintln(os.Stderr, "bulkhead-agent: cannot power off:", err)
+		select {}
+	}
+}

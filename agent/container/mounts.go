@@ -1,0 +1,98 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Share is a file or directory of the host that the guest sees below its share.
+type Share struct {
+	Destination string // path in the container
+	Source      string // path below the share
+	ReadOnly    bool
+}
+
+// layout says where a container's files are.
+type layout struct {
+	share  string // where the share is mounted in the guest
+	rootfs string // below share
+	shares []Share
+}
+
+// path resolves a path below the share. What the host sends is trusted, but a
+// slip must not make the guest's own root a container's.
+func (l layout) path(below string) (string, error) {
+	if !filepath.IsLocal(below) {
+		return "", fmt.Errorf("%w: path %q does not lie below the share", ErrInvalid, below)
+	}
+	return filepath.Join(l.share, below), nil
+}
+
+// guestTypes are the file systems that the guest's kernel makes without a source.
+var guestTypes = []string{
+	"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2",
+	"ramfs", "bpf", "debugfs", "tracefs", "securityfs", "hugetlbfs", "binfmt_misc",
+}
+
+// translateMounts points every bind mount at its share and refuses what the
+// guest cannot mount.
+func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
+	// A destination may be mounted over more than once: shares are used in order.
+	shares := make(map[string][]Share, len(l.shares))
+	for _, s := range l.shares {
+		at := path.Clean(s.Destination)
+		shares[at] = append(shares[at], s)
+	}
+	out := make([]specs.Mount, 0, len(mounts))
+	for _, m := range mounts {
+		if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 || slices.Contains(m.Options, "idmap") || slices.Contains(m.Options, "ridmap") {
+			return nil, fmt.Errorf("%w: mount %q: id-mapped mounts are not supported", ErrInvalid, m.Destination)
+		}
+		at := path.Clean(m.Destination)
+		switch {
+		case isBind(m):
+			if len(shares[at]) == 0 {
+				return nil, fmt.Errorf("%w: mount %q: its source %q is not shared with the guest", ErrInvalid, m.Destination, m.Source)
+			}
+			share := shares[at][0]
+			if shares[at] = shares[at][1:]; len(shares[at]) == 0 {
+				delete(shares, at)
+			}
+			source, err := l.path(share.Source)
+			if err != nil {
+				return nil, fmt.Errorf("mount %q: %w", m.Destination, err)
+			}
+			m.Source = source
+			m.Type = "bind"
+			if share.ReadOnly {
+				m.Options = readOnly(m.Options)
+			}
+		case !slices.Contains(guestTypes, m.Type):
+			return nil, fmt.Errorf("%w: mount %q: type %q is not supported in the guest", ErrInvalid, m.Destination, m.Type)
+		}
+		out = append(out, m)
+	}
+	for destination := range shares {
+		return nil, fmt.Errorf("%w: share for %q: the specification has no bind mount there", ErrInvalid, destination)
+	}
+	return out, nil
+}
+
+// isBind follows the runtime-spec (config.md#mounts): with bind or rbind among
+// the options, the type has no meaning.
+func isBind(m specs.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+// readOnly makes the options read-only, whatever they said.
+func readOnly(options []string) []string {
+	kept := slices.DeleteFunc(slices.Clone(options), func(o string) bool { return o == "rw" || o == "ro" || o == "rrw" })
+	return append(kept, "ro")
+}

@@ -1,0 +1,153 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// A refusal is one property of the specification that is not done in the guest,
+// and the sentence that says so.
+type refusal struct {
+	asked bool
+	name  string
+	why   string
+}
+
+func firstRefusal(list []refusal) error {
+	for _, r := range list {
+		if r.asked {
+			return fmt.Errorf("%w: %s %s", ErrInvalid, r.name, r.why)
+		}
+	}
+	return nil
+}
+
+const (
+	whyHostKernel = "belongs to the host's kernel and does not exist in the guest"
+	whyCgroup2    = "does not exist in cgroup v2, which the guest uses"
+	whyLSM        = "is not supported yet: the guest runs without a security module"
+)
+
+// refuseSpec refuses, by name, what the guest cannot do (OCI runtime-spec v1.3,
+// config.md and config-linux.md).
+func refuseSpec(spec *specs.Spec) error {
+	if err := firstRefusal([]refusal{
+		{spec.Root == nil, "root", "is missing"},
+		{spec.Solaris != nil, "solaris", "is for another operating system"},
+		{spec.Windows != nil, "windows", "is for another operating system"},
+		{spec.ZOS != nil, "zos", "is for another operating system"},
+		{spec.FreeBSD != nil, "freebsd", "is for another operating system"},
+		{spec.VM != nil, "vm", "is not supported: the host chooses the kernel, the image and the hypervisor"},
+	}); err != nil {
+		return err
+	}
+	if spec.Process != nil {
+		if err := refuseProcess(spec.Process); err != nil {
+			return err
+		}
+	}
+	if spec.Linux != nil {
+		return refuseLinux(spec.Linux)
+	}
+	return nil
+}
+
+// refuseProcess checks the process of a container and of an exec alike.
+func refuseProcess(p *specs.Process) error {
+	return firstRefusal([]refusal{
+		{len(p.Args) == 0, "process.args", "must not be empty"},
+		{p.Cwd == "", "process.cwd", "must not be empty"},
+		{p.Cwd != "" && !path.IsAbs(p.Cwd), "process.cwd", fmt.Sprintf("%q must be an absolute path", p.Cwd)},
+		{p.CommandLine != "", "process.commandLine", "is for another operating system"},
+		{p.User.Username != "", "process.user.username", "is for another operating system; use uid and gid"},
+		{p.SelinuxLabel != "", "process.selinuxLabel", whyLSM},
+		{p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined", "process.apparmorProfile", whyLSM},
+		{slices.ContainsFunc(append([]string{p.Cwd}, append(p.Args, p.Env...)...), hasNul), "process", "has a NUL byte in cwd, args or env"},
+	})
+}
+
+func hasNul(s string) bool { return strings.IndexByte(s, 0) >= 0 }
+
+func refuseLinux(l *specs.Linux) error {
+	for _, ns := range l.Namespaces {
+		switch ns.Type {
+		case specs.PIDNamespace, specs.MountNamespace, specs.UTSNamespace, specs.IPCNamespace,
+			specs.CgroupNamespace, specs.NetworkNamespace:
+		case specs.UserNamespace:
+			return fmt.Errorf("%w: linux.namespaces user is not supported: the VM isolates the container's root from the host", ErrInvalid)
+		default:
+			return fmt.Errorf("%w: linux.namespaces %q is not supported", ErrInvalid, ns.Type)
+		}
+	}
+	if err := firstRefusal([]refusal{
+		{len(l.UIDMappings) > 0, "linux.uidMappings", "is not supported without a user namespace"},
+		{len(l.GIDMappings) > 0, "linux.gidMappings", "is not supported without a user namespace"},
+		{len(l.TimeOffsets) > 0, "linux.timeOffsets", "is not supported"},
+		{l.IntelRdt != nil, "linux.intelRdt", whyHostKernel},
+		{l.MountLabel != "", "linux.mountLabel", whyLSM},
+		{l.MemoryPolicy != nil, "linux.memoryPolicy", "is not supported: the guest has one memory node"},
+		{len(l.NetDevices) > 0, "linux.netDevices", whyHostKernel},
+		{l.Personality != nil && len(l.Personality.Flags) > 0, "linux.personality.flags", "is not supported"},
+		{l.Seccomp != nil && l.Seccomp.ListenerPath != "", "linux.seccomp.listenerPath", "is not supported: a socket of the host cannot receive the guest's descriptors"},
+		{l.Seccomp != nil && l.Seccomp.ListenerMetadata != "", "linux.seccomp.listenerMetadata", "is not supported"},
+	}); err != nil {
+		return err
+	}
+	if l.Resources != nil {
+		return refuseResources(l.Resources)
+	}
+	return nil
+}
+
+// refuseResources refuses the limits that cgroup v2 in the guest cannot hold. A
+// zero is what engines write for "not asked for".
+func refuseResources(r *specs.LinuxResources) error {
+	if m := r.Memory; m != nil {
+		if err := firstRefusal([]refusal{
+			{positive(m.Kernel), "linux.resources.memory.kernel", whyCgroup2},       //nolint:staticcheck // deprecated, still sent
+			{positive(m.KernelTCP), "linux.resources.memory.kernelTCP", whyCgroup2}, //nolint:staticcheck // deprecated, still sent
+			{m.Swappiness != nil, "linux.resources.memory.swappiness", whyCgroup2},
+			{isTrue(m.DisableOOMKiller), "linux.resources.memory.disableOOMKiller", whyCgroup2},
+			{m.UseHierarchy != nil && !*m.UseHierarchy, "linux.resources.memory.useHierarchy false", whyCgroup2},
+		}); err != nil {
+			return err
+		}
+	}
+	if c := r.CPU; c != nil {
+		if err := firstRefusal([]refusal{
+			{c.RealtimeRuntime != nil && *c.RealtimeRuntime != 0, "linux.resources.cpu.realtimeRuntime", whyCgroup2},
+			{c.RealtimePeriod != nil && *c.RealtimePeriod != 0, "linux.resources.cpu.realtimePeriod", whyCgroup2},
+		}); err != nil {
+			return err
+		}
+	}
+	if b := r.BlockIO; b != nil {
+		const why = "limits the host's devices and cannot be done in the guest"
+		if err := firstRefusal([]refusal{
+			{b.Weight != nil && *b.Weight != 0, "linux.resources.blockIO.weight", why},
+			{b.LeafWeight != nil && *b.LeafWeight != 0, "linux.resources.blockIO.leafWeight", why},
+			{len(b.WeightDevice) > 0, "linux.resources.blockIO.weightDevice", why},
+			{len(b.ThrottleReadBpsDevice) > 0, "linux.resources.blockIO.throttleReadBpsDevice", why},
+			{len(b.ThrottleWriteBpsDevice) > 0, "linux.resources.blockIO.throttleWriteBpsDevice", why},
+			{len(b.ThrottleReadIOPSDevice) > 0, "linux.resources.blockIO.throttleReadIOPSDevice", why},
+			{len(b.ThrottleWriteIOPSDevice) > 0, "linux.resources.blockIO.throttleWriteIOPSDevice", why},
+		}); err != nil {
+			return err
+		}
+	}
+	return firstRefusal([]refusal{
+		{r.Network != nil && r.Network.ClassID != nil && *r.Network.ClassID != 0, "linux.resources.network.classID", whyCgroup2},
+		{r.Network != nil && len(r.Network.Priorities) > 0, "linux.resources.network.priorities", whyCgroup2},
+		{len(r.Rdma) > 0, "linux.resources.rdma", whyHostKernel},
+	})
+}
+
+func positive(v *int64) bool { return v != nil && *v > 0 }
+func isTrue(v *bool) bool    { return v != nil && *v }

@@ -1,0 +1,97 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"fmt"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// cgroupRoot is where the containers' cgroups are, in the guest's hierarchy.
+const cgroupRoot = "/containers"
+
+// translation is what a specification means in the guest.
+type translation struct {
+	config  *configs.Config
+	process *specs.Process    // nil when the specification has none
+	sysctl  map[string]string // written by the agent, not by libcontainer
+}
+
+// translate turns the host's specification into libcontainer's configuration.
+// It changes the specification it is given.
+func translate(spec *specs.Spec, key string, layout layout) (*translation, error) {
+	if err := refuseSpec(spec); err != nil {
+		return nil, err
+	}
+	if spec.Linux == nil {
+		spec.Linux = &specs.Linux{}
+	}
+	rootfs, err := layout.path(layout.rootfs)
+	if err != nil {
+		return nil, fmt.Errorf("root file system: %w", err)
+	}
+	spec.Root.Path = rootfs
+	if spec.Mounts, err = translateMounts(spec.Mounts, layout); err != nil {
+		return nil, err
+	}
+	if err := refuseDevices(spec.Linux.Devices); err != nil {
+		return nil, err
+	}
+	t := &translation{process: spec.Process}
+	spec.Linux.Sysctl, t.sysctl = splitSysctl(spec.Linux.Sysctl)
+	spec.Linux.CgroupsPath = cgroupRoot + "/" + key
+	spec.Linux.Namespaces = guestNamespaces()
+	spec.Hooks = guestHooks(spec.Hooks)
+	if spec.Process != nil {
+		guestProcess(spec.Process)
+	}
+	t.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: key, Spec: spec})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if r := spec.Linux.Resources; r != nil && r.CPU != nil && r.CPU.Shares != nil && *r.CPU.Shares > 0 {
+		t.config.Cgroups.Resources.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*r.CPU.Shares)
+	}
+	return t, nil
+}
+
+// guestNamespaces are the same for every container, whatever the host's paths
+// were. There is no network namespace: the guest's own is the container's.
+func guestNamespaces() []specs.LinuxNamespace {
+	return []specs.LinuxNamespace{
+		{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.UTSNamespace},
+		{Type: specs.IPCNamespace}, {Type: specs.CgroupNamespace},
+	}
+}
+
+// guestHooks keeps the hooks that run inside the container; the host ran or
+// will run the others.
+func guestHooks(h *specs.Hooks) *specs.Hooks {
+	if h == nil || len(h.StartContainer) == 0 {
+		return nil
+	}
+	return &specs.Hooks{StartContainer: h.StartContainer}
+}
+
+// guestProcess removes what means "nothing" and sets what must not be inherited
+// from PID 1.
+func guestProcess(p *specs.Process) {
+	p.ApparmorProfile = ""
+	if p.OOMScoreAdj == nil {
+		// The agent protects itself from the OOM killer; its children are not spared.
+		zero := 0
+		p.OOMScoreAdj = &zero
+	}
+}
+
+// namespacedSysctls are the kernel parameters that live in the container's own
+// IPC or UTS namespace; libcontainer sets them there.
+var namespacedSysctls = []string{
+	"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax",
+	"kernel.shmmni", "kernel.shm_rmid_forced", "kernel.domainname",
+}

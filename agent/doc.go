@@ -1,0 +1,16 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package agent is PID 1 of a guest: it prepares the machine, connects to the
+// host over two virtio-serial ports and runs the containers the host asks for.
+//
+// The VM's name comes from the kernel's command line, bulkhead.sandbox=<id>:
+// the agent needs it for its subjects before the host can tell it anything. The
+// port bulkhead.ctl carries a bus connection (bulkhead.agent.v1 on
+// agent.<sandbox>.rpc.<method>), the port bulkhead.io the standard streams.
+//
+// It may import bus and its client-side packages, proto, and the packages
+// below it; never a service. The invariant: the agent outlives everything the
+// host does to the link, and when it cannot go on it ends the machine, so that the
+// host sees a death and never a silence.
+package agent

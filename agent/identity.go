@@ -1,0 +1,52 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"bulkhead/agent/guest"
+	"bulkhead/bus"
+	agentv1 "bulkhead/proto/agent/v1"
+)
+
+var kernelRelease = guest.Release()
+
+// identity is what makes this guest this VM; it is given once.
+type identity struct {
+	mu    sync.Mutex                // guards given
+	given *agentv1.ConfigureRequest // without clock and entropy
+}
+
+// configure gives the guest its name, clock and randomness. The same identity may
+// be given again, which sets the clock and adds entropy again; another one is refused.
+func (a *agent) configure(_ context.Context, req *agentv1.ConfigureRequest) (*agentv1.ConfigureReply, error) {
+	a.identity.mu.Lock()
+	defer a.identity.mu.Unlock()
+	who := &agentv1.ConfigureRequest{Vm: req.GetVm(), Hostname: req.GetHostname()}
+	if a.identity.given != nil && !proto.Equal(a.identity.given, who) {
+		return nil, bus.Errorf(bus.FailedPrecondition, "this guest is %q already and cannot become %q", a.identity.given.GetVm(), req.GetVm())
+	}
+	if len(req.GetEntropy()) > 0 {
+		if err := guest.AddEntropy(req.GetEntropy()); err != nil {
+			return nil, err
+		}
+	}
+	if req.GetUnixNanos() > 0 {
+		if err := guest.SetClock(time.Unix(0, req.GetUnixNanos())); err != nil {
+			return nil, err
+		}
+	}
+	if req.GetHostname() != "" {
+		if err := guest.SetHostname(req.GetHostname()); err != nil {
+			return nil, err
+		}
+	}
+	a.identity.given = who
+	return &agentv1.ConfigureReply{Kernel: kernelRelease}, nil
+}

@@ -1,0 +1,106 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+
+	"bulkhead/agent/container"
+	"bulkhead/agent/guest"
+	agentv1 "bulkhead/proto/agent/v1"
+)
+
+func (a *agent) create(ctx context.Context, req *agentv1.CreateRequest) (*agentv1.CreateReply, error) {
+	shares := make([]container.Share, 0, len(req.GetShares()))
+	for _, s := range req.GetShares() {
+		shares = append(shares, container.Share{Destination: s.GetDestination(), Source: s.GetSource(), ReadOnly: s.GetReadOnly()})
+	}
+	pid, err := a.containers.Create(ctx, container.CreateRequest{
+		Key: req.GetContainer(), Config: req.GetConfig(), Channel: req.GetChannel(), Rootfs: req.GetRootfs(), Shares: shares,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.CreateReply{Pid: int32(pid)}, nil
+}
+
+func (a *agent) start(ctx context.Context, req *agentv1.StartRequest) (*agentv1.StartReply, error) {
+	c, err := a.containers.Get(req.GetContainer())
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.StartReply{}, c.Start(ctx)
+}
+
+func (a *agent) exec(ctx context.Context, req *agentv1.ExecRequest) (*agentv1.ExecReply, error) {
+	c, err := a.containers.Get(req.GetContainer())
+	if err != nil {
+		return nil, err
+	}
+	pid, err := c.Exec(ctx, container.ExecRequest{
+		ExecID: req.GetExecId(), Process: req.GetProcess(), Channel: req.GetChannel(), IgnorePaused: req.GetIgnorePaused(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.ExecReply{Pid: int32(pid)}, nil
+}
+
+func (a *agent) signal(ctx context.Context, req *agentv1.SignalRequest) (*agentv1.SignalReply, error) {
+	c, err := a.containers.Get(req.GetContainer())
+	if err != nil {
+		return nil, err
+	}
+	sig := unix.Signal(req.GetSignal())
+	if req.GetAll() {
+		return &agentv1.SignalReply{}, c.SignalAll(ctx, sig)
+	}
+	return &agentv1.SignalReply{}, c.Signal(req.GetExecId(), sig)
+}
+
+func (a *agent) pause(ctx context.Context, req *agentv1.PauseRequest) (*agentv1.PauseReply, error) {
+	c, err := a.containers.Get(req.GetContainer())
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.PauseReply{}, c.Pause(ctx)
+}
+
+func (a *agent) resume(ctx context.Context, req *agentv1.ResumeRequest) (*agentv1.ResumeReply, error) {
+	c, err := a.containers.Get(req.GetContainer())
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.ResumeReply{}, c.Resume(ctx)
+}
+
+func (a *agent) delete(ctx context.Context, req *agentv1.DeleteRequest) (*agentv1.DeleteReply, error) {
+	return &agentv1.DeleteReply{}, a.containers.Delete(ctx, req.GetContainer())
+}
+
+func (a *agent) status(context.Context, *agentv1.StatusRequest) (*agentv1.StatusReply, error) {
+	reply := &agentv1.StatusReply{}
+	for _, info := range a.containers.List() {
+		c := &agentv1.ContainerInfo{Container: info.Key, Status: string(info.Status)}
+		for _, p := range info.Processes {
+			c.Processes = append(c.Processes, &agentv1.Process{
+				ExecId: p.ExecID, Channel: p.Channel, Pid: int32(p.Pid), Exited: p.Exited, ExitCode: int32(p.ExitCode), OomKilled: p.OOMKilled,
+			})
+		}
+		reply.Containers = append(reply.Containers, c)
+	}
+	reply.MemoryTotal, reply.MemoryFree = guest.Memory()
+	return reply, nil
+}
+
+func (a *agent) stats(_ context.Context, req *agentv1.StatsRequest) (*agentv1.StatsReply, error) {
+	c, err := a.containers.Get(req.GetContainer())
+	if err != nil {
+		return nil, err
+	}
+	s := c.Stats()
+	return &agentv1.StatsReply{MemoryBytes: s.MemoryBytes, CpuNs: s.CPUNanos, Pids: s.Pids}, nil
+}

@@ -1,0 +1,117 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"net"
+
+	"github.com/nats-io/nats.go"
+	"google.golang.org/protobuf/proto"
+
+	"bulkhead/bus"
+	"bulkhead/bus/link"
+	agentv1 "bulkhead/proto/agent/v1"
+)
+
+// serveRequests is a bus client over the control port, for ever: the host opens
+// sessions when it likes, and each becomes a connection.
+func (a *agent) serveRequests(ctx context.Context, ctl *link.Listener) error {
+	defer ctl.Close()
+	dial := func(ctx context.Context) (net.Conn, error) {
+		session, err := ctl.Accept(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return session.NetConn(), nil
+	}
+	nc, err := a.connect(ctx, dial)
+	if err != nil {
+		return err
+	}
+	defer nc.Close()
+	server, err := a.register(nc)
+	if err != nil {
+		return err
+	}
+	a.events.connected(nc)
+	nc.SetReconnectHandler(func(nc *nats.Conn) { a.ready(nc) })
+	a.ready(nc)
+	closed := make(chan struct{})
+	nc.SetClosedHandler(func(*nats.Conn) { close(closed) })
+	select {
+	case <-ctx.Done():
+	case <-closed:
+		// Reconnecting never gives up, so this is the port's own end.
+		if ctx.Err() == nil {
+			return errors.Join(errors.New("the control connection is closed for good"), nc.LastError())
+		}
+	}
+	return server.Stop(context.WithoutCancel(ctx))
+}
+
+// connect makes the first connection. A session that breaks before the bus has
+// answered is followed by the next one; only a dead port ends the attempts.
+func (a *agent) connect(ctx context.Context, dial func(context.Context) (net.Conn, error)) (*nats.Conn, error) {
+	var portErr error
+	watched := func(ctx context.Context) (net.Conn, error) {
+		conn, err := dial(ctx)
+		portErr = err
+		return conn, err
+	}
+	for {
+		nc, err := bus.ConnectGuest(ctx, a.sandbox, watched)
+		if err == nil {
+			return nc, nil
+		}
+		if portErr != nil || ctx.Err() != nil {
+			return nil, errors.Join(err, portErr, ctx.Err())
+		}
+		a.log.Warn("bus connection failed, waiting for the host's next session", "error", err)
+	}
+}
+
+// ready tells the host that requests are served from now on.
+func (a *agent) ready(nc *nats.Conn) {
+	event := &agentv1.Ready{
+		Kernel:        kernelRelease,
+		Version:       Version,
+		UptimeSeconds: a.begun,
+		Containers:    a.containers.Keys(),
+	}
+	if err := bus.PublishAgentEvent(nc, a.sandbox, "ready", event); err != nil {
+		a.log.Warn("cannot announce readiness", "error", err)
+	}
+}
+
+// register subscribes every method of the contract.
+func (a *agent) register(nc *nats.Conn) (*bus.AgentServer, error) {
+	s := bus.NewAgentServer(nc, a.sandbox, bus.AgentLog(a.log))
+	err := errors.Join(
+		handle(s, "configure", a.configure),
+		handle(s, "create", a.create),
+		handle(s, "start", a.start),
+		handle(s, "exec", a.exec),
+		handle(s, "signal", a.signal),
+		handle(s, "pause", a.pause),
+		handle(s, "resume", a.resume),
+		handle(s, "delete", a.delete),
+		handle(s, "status", a.status),
+		handle(s, "stats", a.stats),
+	)
+	if err != nil {
+		return nil, err
+	}
+	// Ready means that requests arrive: the subscriptions must have reached the bus.
+	return s, nc.Flush()
+}
+
+// handle adds a method whose errors carry the reasons of the bus.
+func handle[Req, Resp proto.Message](s *bus.AgentServer, method string, fn func(context.Context, Req) (Resp, error)) error {
+	return bus.HandleAgent(s, method, func(ctx context.Context, req Req) (Resp, error) {
+		resp, err := fn(ctx, req)
+		return resp, reason(err)
+	})
+}

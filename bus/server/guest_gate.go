@@ -1,0 +1,200 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package server
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// maxGuestErrors is how many refusals of the server a guest may collect.
+	maxGuestErrors = 32
+	// guestWriteTimeout is how long a guest may leave its messages unread.
+	guestWriteTimeout = 5 * time.Second
+)
+
+// gate stands between one guest and the server: it parses both directions,
+// forwards what the rules allow, and ends with a reason when they do not.
+type gate struct {
+	sandbox string
+	guest   net.Conn
+	reader  *bufio.Reader // over guest, past the preamble
+	server  net.Conn      // past the INFO line
+	rules   guestRules
+	done    chan struct{} // closed by close
+	once    sync.Once
+}
+
+// errGuestGone says that the guest itself ended the connection.
+var errGuestGone = errors.New("the guest closed the connection")
+
+// run forwards until one side ends, and tells why. Both connections are closed
+// when it returns.
+func (g *gate) run() error {
+	if _, err := g.guest.Write(guestInfo(g.sandbox)); err != nil {
+		g.close()
+		return errGuestGone
+	}
+	ended := make(chan error, 2)
+	go func() { ended <- g.fromGuest(); g.close() }()
+	go func() { ended <- g.toGuest(); g.close() }()
+	err := <-ended // the first is the cause, the second its echo
+	second := <-ended
+	// The server may close right after it told the guest why.
+	if errors.Is(err, errGuestGone) {
+		var cut *malformedError
+		if errors.As(second, &cut) {
+			return second
+		}
+	}
+	return err
+}
+
+// close ends both connections.
+func (g *gate) close() {
+	g.once.Do(func() {
+		close(g.done)
+		_ = g.guest.Close()
+		_ = g.server.Close()
+	})
+}
+
+// fromGuest forwards the guest's operations.
+func (g *gate) fromGuest() error {
+	ops := newOpReader(g.reader)
+	var pace rate
+	var out []byte
+	for {
+		op, err := ops.next()
+		var bad *malformedError
+		if errors.As(err, &bad) {
+			return err
+		}
+		if err != nil {
+			return errGuestGone
+		}
+		if err := g.rules.check(&op); err != nil {
+			return err
+		}
+		out = op.append(out[:0])
+		wait, flooded := pace.take(time.Now(), len(out))
+		if flooded {
+			return &malformedError{fmt.Sprintf("it flooded the bus for more than %v with over %d operations or %d bytes per second", floodLimit, guestOpsPerSecond, guestBytesPerSecond)}
+		}
+		if !g.pause(wait) {
+			return errGuestGone
+		}
+		if _, err := g.server.Write(out); err != nil {
+			return errServerClosed
+		}
+	}
+}
+
+// pause holds the guest back; false when the gate was closed meanwhile.
+func (g *gate) pause(d time.Duration) bool {
+	if d <= 0 {
+		return true
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-g.done:
+		return false
+	}
+}
+
+// errServerClosed says that the server ended the connection: it was shut down,
+// or the guest left its messages unread.
+var errServerClosed = errors.New("the bus closed the connection")
+
+// toGuest forwards the server's operations, but not what it says of itself.
+func (g *gate) toGuest() error {
+	r := bufio.NewReaderSize(g.server, 32<<10)
+	w := bufio.NewWriterSize(g.guest, 32<<10)
+	refusals := 0
+	for {
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			return errServerClosed
+		}
+		payload, forward := 0, true
+		switch text := string(line); {
+		case strings.HasPrefix(text, "INFO"):
+			forward = false
+		case strings.HasPrefix(text, "MSG ") || strings.HasPrefix(text, "HMSG "):
+			fields := strings.Fields(text)
+			if payload, err = strconv.Atoi(fields[len(fields)-1]); err != nil {
+				return fmt.Errorf("the bus sent a malformed message: %w", err)
+			}
+			payload += 2
+		case strings.HasPrefix(text, "-ERR"):
+			refusals++
+			if strings.Contains(strings.ToLower(text), "maximum subscriptions") {
+				return &malformedError{fmt.Sprintf("it made more than %d subscriptions", maxGuestSubs)}
+			}
+			if refusals > maxGuestErrors {
+				return &malformedError{fmt.Sprintf("it was refused more than %d times, last with %s", maxGuestErrors, strings.TrimSpace(text))}
+			}
+		}
+		if !forward {
+			continue
+		}
+		if err := g.guest.SetWriteDeadline(time.Now().Add(guestWriteTimeout)); err != nil {
+			return errGuestGone
+		}
+		if _, err := w.Write(line); err != nil {
+			return g.writeError(err)
+		}
+		if err := copyN(w, r, payload); err != nil {
+			return g.writeError(err)
+		}
+		if r.Buffered() == 0 {
+			if err := w.Flush(); err != nil {
+				return g.writeError(err)
+			}
+		}
+	}
+}
+
+func (g *gate) writeError(err error) error {
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return &malformedError{fmt.Sprintf("it did not read its messages for %v", guestWriteTimeout)}
+	}
+	return errGuestGone
+}
+
+// copyN moves exactly n bytes.
+func copyN(w *bufio.Writer, r *bufio.Reader, n int) error {
+	for n > 0 {
+		chunk, err := r.Peek(min(n, max(1, r.Buffered())))
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(chunk); err != nil {
+			return err
+		}
+		if _, err := r.Discard(len(chunk)); err != nil {
+			return err
+		}
+		n -= len(chunk)
+	}
+	return nil
+}
+
+// guestInfo is all a guest learns of the server: no name, no address, no version
+// but its own sandbox's name.
+func guestInfo(sandbox string) []byte {
+	return fmt.Appendf(nil, "INFO {\"server_id\":\"bulkhead\",\"server_name\":%s,\"version\":\"2.0.0\",\"proto\":1,\"headers\":true,\"max_payload\":%d}\r\n",
+		strconv.QuoteToASCII(sandbox), maxGuestPayload)
+}

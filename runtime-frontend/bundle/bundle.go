@@ -1,0 +1,231 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bundle reads an OCI bundle and judges it whole before anything is
+// created: what the runtime-spec defines is either carried out by the guest or
+// refused here by name, in a sentence. It may import the runtime-spec and
+// nothing of ours.
+//
+// The invariant: every property the runtime-spec's Go types know has exactly
+// one verdict in the tables of this package, and "bulkhead features" is written
+// from the same tables. A test walks the types and fails for a property without one.
+package bundle
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// ConfigName is the file of a bundle that holds the container's configuration
+// (runtime-spec, bundle.md).
+const ConfigName = "config.json"
+
+// maxConfig bounds config.json. Docker's is about 20 KiB; a bigger one than
+// this is a mistake, and is told so rather than carried to the bus.
+const maxConfig = 4 << 20
+
+// Bundle is a bundle whose config.json was read, once, and found good.
+type Bundle struct {
+	Dir    string      // absolute
+	Config []byte      // config.json as read
+	Spec   *specs.Spec // the same, decoded
+	Rootfs string      // absolute, symbolic links resolved
+	Binds  []Bind      // the mounts whose files are the host's, in order
+}
+
+// Options are what the command line adds to the question whether a bundle can be run.
+type Options struct {
+	SystemdCgroup bool // linux.cgroupsPath is "slice:prefix:name"
+}
+
+// Load reads and checks the bundle in dir.
+func Load(dir string, opts Options) (*Bundle, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("finding bundle %q: %w", dir, err)
+	}
+	text, err := readConfig(dir)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := decode(text)
+	if err != nil {
+		return nil, err
+	}
+	b := &Bundle{Dir: dir, Config: text, Spec: spec}
+	if err := errors.Join(Check(spec), checkCgroupsPath(spec, opts)); err != nil {
+		return nil, oneLine(err)
+	}
+	if b.Rootfs, err = rootfs(dir, spec.Root); err != nil {
+		return nil, err
+	}
+	if b.Binds, err = binds(dir, spec.Mounts); err != nil {
+		return nil, oneLine(err)
+	}
+	return b, nil
+}
+
+// ReadHooks returns the hooks of a bundle that was already run. The caller
+// decides what a bundle that is gone means.
+func ReadHooks(dir string) (*specs.Hooks, error) {
+	text, err := readConfig(dir)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := decode(text)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkHooks(spec.Hooks); err != nil {
+		return nil, oneLine(err)
+	}
+	return spec.Hooks, nil
+}
+
+// ReadProcess returns the process of a bundle that was already run, the ground
+// on which the argument form of exec builds.
+func ReadProcess(dir string) (*specs.Process, error) {
+	text, err := readConfig(dir)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := decode(text)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Process == nil {
+		return nil, fmt.Errorf("%s in %q has no process to take the environment from: use --process", ConfigName, dir)
+	}
+	return spec.Process, nil
+}
+
+// Check judges a decoded configuration without looking at the host's files.
+func Check(spec *specs.Spec) error {
+	return errors.Join(
+		checkVersion(spec.Version),
+		checkProperties(spec),
+		checkRoot(spec.Root),
+		checkLinux(spec),
+		checkProcess(spec.Process),
+		checkMounts(spec.Mounts),
+		checkHooks(spec.Hooks),
+		checkAnnotations(spec.Annotations),
+	)
+}
+
+// HasConfig says whether dir still holds a configuration.
+func HasConfig(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, ConfigName))
+	return err == nil
+}
+
+func readConfig(dir string) ([]byte, error) {
+	path := filepath.Join(dir, ConfigName)
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		// runc's words; "no such file" would read as a missing program (docs of the callers).
+		return nil, fmt.Errorf("JSON specification file %s not found", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the configuration: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", path, err)
+	}
+	if len(text) > maxConfig {
+		return nil, fmt.Errorf("%s is larger than %d bytes", path, maxConfig)
+	}
+	return text, nil
+}
+
+// decode takes one JSON object. Unknown properties are ignored, as the
+// runtime-spec demands (config.md, "Extensibility").
+func decode(text []byte) (*specs.Spec, error) {
+	if string(bytes.TrimSpace(text)) == "null" {
+		return nil, fmt.Errorf("%s holds null, not a configuration", ConfigName)
+	}
+	spec := new(specs.Spec)
+	if err := json.Unmarshal(text, spec); err != nil {
+		return nil, fmt.Errorf("%s is not a configuration: %w", ConfigName, err)
+	}
+	return spec, nil
+}
+
+func checkRoot(root *specs.Root) error {
+	if root == nil {
+		return refuse("root", "a Linux container needs a root file system")
+	}
+	if root.Path == "" {
+		return refuse("root.path", "it is empty")
+	}
+	return nil
+}
+
+// rootfs resolves root.path, which is relative to the bundle unless absolute
+// (runtime-spec, config.md#root).
+func rootfs(dir string, root *specs.Root) (string, error) {
+	path := root.Path
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(dir, path)
+	}
+	resolved, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", fmt.Errorf("root file system %q cannot be used: %w", path, err)
+	}
+	info, err := os.Stat(resolved)
+	if err != nil {
+		return "", fmt.Errorf("root file system %q cannot be used: %w", path, err)
+	}
+	if !info.IsDir() {
+		return "", fmt.Errorf("root file system %q is a file, and must be a directory", path)
+	}
+	if resolved == "/" {
+		return "", fmt.Errorf("root file system %q is the host's own root: give the container a root file system of its own", path)
+	}
+	return resolved, nil
+}
+
+func checkAnnotations(annotations map[string]string) error {
+	if _, empty := annotations[""]; empty {
+		return refuse("annotations", "a key is empty")
+	}
+	return nil
+}
+
+// refuse is the form of every refusal: the property by name, and why.
+func refuse(property, reason string) error {
+	return fmt.Errorf("%s: %s: %s", ConfigName, property, reason)
+}
+
+// oneLine turns joined errors into one line: a message is one JSON string in
+// the log and one line on stderr.
+func oneLine(err error) error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return err
+	}
+	return lines(joined.Unwrap())
+}
+
+// lines are several findings about one bundle, told together.
+type lines []error
+
+func (l lines) Unwrap() []error { return l }
+
+func (l lines) Error() string {
+	texts := make([]string, 0, len(l))
+	for _, err := range l {
+		texts = append(texts, strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
+	return strings.Join(texts, "; ")
+}

@@ -1,0 +1,192 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bundle
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Bind is a mount whose files are the host's and which is handed over to the VM.
+type Bind struct {
+	Source      string // absolute on the host, symbolic links resolved
+	Destination string // absolute in the container, cleaned
+	ReadOnly    bool
+	Recursive   bool // with the mounts beneath the source
+	IsDir       bool
+}
+
+// guestFilesystems are mounted by the guest's own kernel, so they show the
+// guest, not the host.
+var guestFilesystems = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"}
+
+// option is what a mount option that is not the file system's own does.
+type option int
+
+const (
+	flagOption        option = iota // a mount flag, applied by the guest
+	bindOption                      // makes the mount a bind mount
+	propagationOption               // checked by checkPropagation
+	idmapOption                     // refused
+)
+
+// mountOptions are those of runtime-spec, config.md#linux-mount-options. What is not
+// among them is the file system's own data.
+var mountOptions = func() map[string]option {
+	table := map[string]option{
+		"bind": bindOption, "rbind": bindOption,
+		"idmap": idmapOption, "ridmap": idmapOption,
+		"private": propagationOption, "rprivate": propagationOption, "unbindable": propagationOption, "runbindable": propagationOption,
+		"shared": propagationOption, "rshared": propagationOption, "slave": propagationOption, "rslave": propagationOption,
+	}
+	for _, name := range strings.Fields(`async atime defaults dev diratime dirsync exec iversion lazytime loud mand
+		noatime nodev nodiratime noexec noiversion nolazytime nomand norelatime nostrictatime nosuid nosymfollow
+		relatime ro rw silent strictatime suid symfollow sync tmpcopyup
+		rro rrw rnosuid rsuid rnodev rdev rnoexec rexec rnodiratime rdiratime rrelatime rnorelatime rnoatime ratime
+		rstrictatime rnostrictatime rnosymfollow rsymfollow`) {
+		table[name] = flagOption
+	}
+	return table
+}()
+
+// MountOptions are the options that "features" reports: those that are
+// recognised and carried out.
+func MountOptions() []string {
+	var names []string
+	for name, kind := range mountOptions {
+		if kind == idmapOption || kind == propagationOption && checkPropagation("", name) != nil {
+			continue
+		}
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func checkMounts(mounts []specs.Mount) error {
+	var errs []error
+	for i, m := range mounts {
+		errs = append(errs, checkMount(fmt.Sprintf("mounts[%d]", i), m))
+	}
+	return errors.Join(errs...)
+}
+
+func checkMount(property string, m specs.Mount) error {
+	switch {
+	case m.Destination == "":
+		return refuse(property+".destination", "it is empty")
+	case containerPath(m.Destination) == "/":
+		return refuse(property+".destination", "a mount over the root file system is not supported: use root.path")
+	}
+	bind := isBind(m)
+	if !bind && !slices.Contains(guestFilesystems, m.Type) {
+		return refuse(property+".type", fmt.Sprintf("%q at %s: a virtual machine can be given directories and files of the host (bind) and %s; mount it on the host and bind it",
+			m.Type, m.Destination, strings.Join(guestFilesystems, ", ")))
+	}
+	if bind && m.Source == "" {
+		return refuse(property+".source", "a bind mount needs one")
+	}
+	for _, name := range m.Options {
+		kind, known := mountOptions[name]
+		switch {
+		case !known && bind:
+			return refuse(property+".options", fmt.Sprintf("%q at %s: bind mounts cannot have any filesystem-specific options applied", name, m.Destination))
+		case name == "remount":
+			return refuse(property+".options", fmt.Sprintf("%q at %s: there is nothing yet to mount again", name, m.Destination))
+		case !known:
+		case kind == idmapOption:
+			return refuse(property+".options", fmt.Sprintf("%q at %s: %s", name, m.Destination, noUserNamespace))
+		case kind == propagationOption:
+			if err := checkPropagation(property+".options", name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// isBind: the type is only a hint, as with mount(8) ("none" with option "bind").
+func isBind(m specs.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+// containerPath reads a destination as the specification wants it: a relative
+// one is relative to "/".
+func containerPath(destination string) string {
+	return path.Join("/", destination)
+}
+
+// binds looks at the sources of the bind mounts. Relative ones are relative to
+// the bundle.
+func binds(dir string, mounts []specs.Mount) ([]Bind, error) {
+	var (
+		found []Bind
+		errs  []error
+	)
+	for i, m := range mounts {
+		if !isBind(m) {
+			continue
+		}
+		bind, err := inspect(dir, m)
+		if err != nil {
+			errs = append(errs, refuse(fmt.Sprintf("mounts[%d].source", i), err.Error()))
+			continue
+		}
+		found = append(found, bind)
+	}
+	return found, errors.Join(errs...)
+}
+
+func inspect(dir string, m specs.Mount) (Bind, error) {
+	source := m.Source
+	if !filepath.IsAbs(source) {
+		source = filepath.Join(dir, source)
+	}
+	bind := Bind{Destination: containerPath(m.Destination), Recursive: slices.Contains(m.Options, "rbind")}
+	for _, name := range m.Options { // the last word counts, as in mount(8)
+		switch name {
+		case "ro", "rro":
+			bind.ReadOnly = true
+		case "rw", "rrw":
+			bind.ReadOnly = false
+		}
+	}
+	resolved, err := filepath.EvalSymlinks(source)
+	if errors.Is(err, unix.ENOENT) {
+		return bind, fmt.Errorf("%q for %s is missing on the host", source, m.Destination)
+	}
+	if err != nil {
+		return bind, fmt.Errorf("%q for %s: %w", source, m.Destination, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(resolved, &st); err != nil {
+		return bind, fmt.Errorf("%q for %s: %w", source, m.Destination, err)
+	}
+	bind.Source = resolved
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		bind.IsDir = true
+	case unix.S_IFREG:
+	case unix.S_IFSOCK:
+		return bind, fmt.Errorf("%q for %s is a socket, and its other end cannot be reached from a virtual machine", source, m.Destination)
+	case unix.S_IFIFO:
+		return bind, fmt.Errorf("%q for %s is a named pipe, and its other end cannot be reached from a virtual machine", source, m.Destination)
+	case unix.S_IFCHR:
+		// The node's numbers mean the same device in the guest's kernel.
+		major, minor := int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+		if _, everywhere := everyKernelsDevices[device{major, minor}]; !everywhere {
+			return bind, fmt.Errorf("%q for %s is a device of the host (c %d:%d), which cannot be given to a virtual machine", source, m.Destination, major, minor)
+		}
+	default:
+		return bind, fmt.Errorf("%q for %s is a block device of the host, which cannot be given to a virtual machine yet", source, m.Destination)
+	}
+	return bind, nil
+}

@@ -1,0 +1,62 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package frontend
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+
+	"bulkhead/runtime-frontend/bundle"
+)
+
+var featuresCommand = command{
+	name: "features", usage: "print what this runtime can do as JSON", maxArgs: 0,
+	description: "Prints the features structure of the OCI runtime-spec (features.md), written from the tables\n" +
+		"by which bundles are judged: what is claimed here is carried out.",
+	run: func(_ context.Context, inv *invocation) error {
+		enc := json.NewEncoder(inv.std.Out)
+		enc.SetIndent("", "  ")
+		return enc.Encode(newFeatures())
+	},
+}
+
+// newFeatures derives each claim from the table that decides about it.
+func newFeatures() *features.Features {
+	namespaces := bundle.Namespaces()
+	return &features.Features{
+		OCIVersionMin: bundle.VersionMin,
+		OCIVersionMax: bundle.VersionMax,
+		Hooks:         bundle.HookNames(),
+		MountOptions:  bundle.MountOptions(),
+		Linux: &features.Linux{
+			Namespaces:   namespaces,
+			Capabilities: bundle.Capabilities(),
+			Cgroup: &features.Cgroup{
+				V1: claim(true), V2: claim(true), Systemd: claim(true), SystemdUser: claim(false),
+				Rdma: claim(bundle.Carried("linux.resources.rdma")),
+			},
+			Seccomp: &features.Seccomp{
+				Enabled:        claim(bundle.Carried("linux.seccomp.syscalls")),
+				Actions:        bundle.SeccompActions(),
+				Operators:      bundle.SeccompOperators(),
+				Archs:          bundle.SeccompArchs(),
+				KnownFlags:     bundle.SeccompFlags(),
+				SupportedFlags: bundle.SeccompFlags(),
+			},
+			Apparmor: &features.Apparmor{Enabled: claim(bundle.Carried("process.apparmorProfile"))},
+			Selinux:  &features.Selinux{Enabled: claim(bundle.Carried("process.selinuxLabel"))},
+			IntelRdt: &features.IntelRdt{Enabled: claim(bundle.Carried("linux.intelRdt"))},
+			MountExtensions: &features.MountExtensions{
+				IDMap: &features.IDMap{Enabled: claim(slices.Contains(namespaces, "user") && bundle.Carried("mounts[].uidMappings"))},
+			},
+			NetDevices: &features.NetDevices{Enabled: claim(bundle.Carried("linux.netDevices"))},
+		},
+		Annotations: map[string]string{"io.bulkhead.version": Version},
+	}
+}
+
+func claim(b bool) *bool { return &b }

@@ -1,0 +1,275 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package frontend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"bulkhead/bus"
+	"bulkhead/bus/handover"
+	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/runtime-frontend/bundle"
+	"bulkhead/runtime-frontend/hooks"
+)
+
+// launchOptions are what create, run and exec are told about the host side of
+// a process.
+type launchOptions struct {
+	bundle        string
+	pidFile       string
+	consoleSocket string
+	pidfdSocket   string
+	foreground    bool
+}
+
+// newLaunchOptions reads the flags that create, run and exec share.
+func newLaunchOptions(inv *invocation) (launchOptions, error) {
+	opts := launchOptions{consoleSocket: inv.String("console-socket"), pidfdSocket: inv.String("pidfd-socket")}
+	if n := inv.Int("preserve-fds"); n != 0 {
+		return opts, fmt.Errorf("--preserve-fds %d: open files of the host cannot be passed into a virtual machine; bind-mount what the container needs", n)
+	}
+	if os.Getenv("LISTEN_FDS") != "" && os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()) {
+		return opts, errors.New("LISTEN_FDS is set for this process: sockets of the host cannot be passed into a virtual machine; let the container open its own")
+	}
+	var err error
+	opts.pidFile, err = absolute(inv.String("pid-file"))
+	return opts, err
+}
+
+// checkTerminal holds the rule for consoles: a detached terminal needs a socket to
+// send its master to, and nothing else has use for one.
+func (o launchOptions) checkTerminal(terminal bool) error {
+	switch {
+	case terminal && !o.foreground && o.consoleSocket == "":
+		return errors.New("cannot allocate tty if bulkhead will detach without setting console socket")
+	case o.consoleSocket != "" && (!terminal || o.foreground):
+		return errors.New("cannot use console socket if bulkhead will not detach or allocate tty")
+	}
+	return nil
+}
+
+// create is the way of docs/architecture.md from a bundle to a created
+// container. Everything it did is undone when a step fails.
+func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts launchOptions) (_ relay, retErr error) {
+	b, err := bundle.Load(opts.bundle, bundle.Options{SystemdCgroup: inv.systemdCgroup})
+	if err != nil {
+		return nil, err
+	}
+	if err := opts.checkTerminal(b.Spec.Process != nil && b.Spec.Process.Terminal); err != nil {
+		return nil, err
+	}
+	cfg, err := inv.settings()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, createDeadline(cfg.VM.BootTimeout.Duration))
+	defer cancel()
+	operation := bus.NewOperationID()
+	ctx = bus.WithOperation(ctx, operation)
+	// The worker would refuse the id as well, but only after the hooks had touched
+	// what belongs to the container that has it.
+	if _, err := lookUp(ctx, inv, ref); err == nil {
+		return nil, errors.New("container with given ID already exists")
+	} else if bus.ReasonOf(err) != bus.NotFound {
+		return nil, err
+	}
+
+	undo := undoList{warn: inv.reporter().Debug}
+	defer func() {
+		if retErr != nil {
+			undo.run(ctx)
+		}
+	}()
+
+	state := hookState(ref, b)
+	hooked := false // poststop belongs to a create whose hooks have begun
+	undo.add(func(ctx context.Context) error {
+		if !hooked {
+			return nil
+		}
+		state.Status, state.Pid = "stopped", 0
+		return hooks.RunAll(ctx, "poststop", b.Dir, b.Spec.Hooks.Poststop, state)
+	})
+
+	relay, err := startRelay(ctx, initSpec(inv, cfg.Host.RunDir, b, opts))
+	if err != nil {
+		return nil, fmt.Errorf("starting the container's host process: %w", err)
+	}
+	undo.add(func(context.Context) error { relay.Kill(); return nil })
+
+	if b.Spec.Hooks != nil {
+		hooked = true
+		state.Pid = int(relay.Identity().GetPid())
+		if err := hooks.Run(ctx, "prestart", b.Dir, b.Spec.Hooks.Prestart, state); err != nil {
+			return nil, err
+		}
+		if err := hooks.Run(ctx, "createRuntime", b.Dir, b.Spec.Hooks.CreateRuntime, state); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkNetwork(relay.Identity().GetPid()); err != nil {
+		return nil, err
+	}
+
+	mounts, err := handOver(ctx, filepath.Join(cfg.Host.RunDir, handoverSocket), operation, b)
+	if err != nil {
+		return nil, err
+	}
+	undo.add(func(ctx context.Context) error { return deleteOwn(ctx, inv, ref, operation) })
+	_, err = call[vmv1.CreateReply](ctx, inv, "create", &vmv1.CreateRequest{
+		Ref: ref, Bundle: b.Dir, Rootfs: b.Rootfs, Config: string(b.Config),
+		Handover: operation, Mounts: mounts, Relay: relay.Identity(),
+		SystemdCgroup: inv.systemdCgroup, Owner: owner(),
+	})
+	if err != nil {
+		return nil, interrupted(ctx, err)
+	}
+	return relay, finish(relay, opts)
+}
+
+// finish tells the caller about a process that is set up: its terminal, its
+// pidfd and, last, its pid. After that the relay lives without us.
+func finish(relay relay, opts launchOptions) error {
+	if err := relay.SendConsole(); err != nil {
+		return fmt.Errorf("sending the terminal to %q: %w", opts.consoleSocket, err)
+	}
+	pid := int(relay.Identity().GetPid())
+	if opts.pidfdSocket != "" {
+		if err := sendPidfd(opts.pidfdSocket, pid); err != nil {
+			return fmt.Errorf("sending the pidfd to %q: %w", opts.pidfdSocket, err)
+		}
+	}
+	if opts.pidFile != "" {
+		if err := writePidFile(opts.pidFile, pid); err != nil {
+			return err
+		}
+	}
+	if err := relay.Commit(); err != nil {
+		if opts.pidFile != "" {
+			os.Remove(opts.pidFile)
+		}
+		return fmt.Errorf("letting go of the container's host process: %w", err)
+	}
+	return nil
+}
+
+// handoverSocket is where the worker takes descriptors, below the run directory.
+const handoverSocket = "handover.sock"
+
+// handOver opens the bundle's root file system and bind mounts and gives them
+// to the worker under the token.
+func handOver(ctx context.Context, socket, token string, b *bundle.Bundle) ([]*vmv1.HandedMount, error) {
+	trees := []tree{{source: b.Rootfs, destination: "/", recursive: true, isDir: true, readOnlyInGuest: b.Spec.Root.Readonly}}
+	for _, bind := range b.Binds {
+		trees = append(trees, tree{
+			source: bind.Source, destination: bind.Destination, recursive: bind.Recursive, isDir: bind.IsDir,
+			readOnlyOnHost: bind.ReadOnly, readOnlyInGuest: bind.ReadOnly,
+		})
+	}
+	var (
+		files  []*os.File
+		mounts []*vmv1.HandedMount
+	)
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	for i, t := range trees {
+		f, err := t.open()
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+		mounts = append(mounts, &vmv1.HandedMount{
+			Index: uint32(i), Destination: t.destination, ReadOnly: t.readOnlyInGuest, IsDir: t.isDir,
+		})
+	}
+	return mounts, handover.Send(ctx, socket, token, files)
+}
+
+// deleteOwn removes the record of a failed create, if there is one and it is
+// that create's: after a timeout nobody knows, and the id may be another's by now.
+func deleteOwn(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, operation string) error {
+	record, err := lookUp(ctx, inv, ref)
+	switch {
+	case bus.ReasonOf(err) == bus.NotFound:
+		return nil
+	case err != nil:
+		return err
+	case record.GetOperationId() != operation:
+		return nil
+	}
+	// An operation of its own: the worker remembers the outcome of the create's.
+	_, err = call[vmv1.DeleteReply](bus.WithOperation(ctx, bus.NewOperationID()), inv, "delete", &vmv1.DeleteRequest{Ref: ref, Force: true})
+	if bus.ReasonOf(err) == bus.NotFound {
+		return nil
+	}
+	return err
+}
+
+// hookState is what hooks read: the state of a container that is being made.
+func hookState(ref *vmv1.ContainerRef, b *bundle.Bundle) hooks.State {
+	state := hooks.State{Rootfs: b.Rootfs}
+	state.Version = b.Spec.Version
+	state.ID = ref.GetId()
+	state.Status = "creating"
+	state.Bundle = b.Dir
+	state.Annotations = b.Spec.Annotations
+	return state
+}
+
+// owner names the caller, for "list".
+func owner() string {
+	uid := strconv.Itoa(os.Getuid())
+	if u, err := user.LookupId(uid); err == nil {
+		return u.Username
+	}
+	return "#" + uid
+}
+
+// interruptible ends the context at a signal that asks the command to end, so
+// that what it did is undone first.
+func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+}
+
+// interrupted prefers the signal to what it caused.
+func interrupted(ctx context.Context, err error) error {
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("%w, and what was done is undone", context.Cause(ctx))
+	}
+	return err
+}
+
+// undoTime bounds taking back what a failed command did.
+const undoTime = 15 * time.Second
+
+// undoList takes steps back in reverse order, also when the command's own
+// context has ended.
+type undoList struct {
+	steps []func(context.Context) error
+	warn  func(format string, args ...any)
+}
+
+func (u *undoList) add(step func(context.Context) error) { u.steps = append(u.steps, step) }
+
+func (u *undoList) run(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	for i := len(u.steps) - 1; i >= 0; i-- {
+		if err := u.steps[i](ctx); err != nil {
+			u.warn("undoing: %s", errorText(err))
+		}
+	}
+}

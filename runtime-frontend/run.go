@@ -1,0 +1,133 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package frontend
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/urfave/cli/v3"
+	"golang.org/x/sys/unix"
+
+	"bulkhead/bus"
+	vmv1 "bulkhead/proto/vm/v1"
+)
+
+var runCommand = command{
+	name: "run", usage: "create a container, start it and wait for its end", args: "ID",
+	description: "Ends with the exit status of the container's program, and removes the container, unless --detach or --keep say otherwise.",
+	flags: func() []cli.Flag {
+		return append(createFlags(), append([]cli.Flag{
+			&cli.BoolFlag{Name: "detach", Aliases: []string{"d"}, Usage: "return when the program runs"},
+			&cli.BoolFlag{Name: "keep", Usage: "do not remove the container when it ended"},
+		}, ignoredFlags("no-subreaper")...)...)
+	},
+	minArgs: 1, maxArgs: 1,
+	run: runContainer,
+}
+
+func runContainer(ctx context.Context, inv *invocation) error {
+	ref, err := inv.ref()
+	if err != nil {
+		return err
+	}
+	opts, err := newLaunchOptions(inv)
+	if err != nil {
+		return err
+	}
+	opts.foreground = !inv.Bool("detach")
+	createCtx, stop := interruptible(ctx)
+	defer stop()
+	relay, err := create(createCtx, inv, ref, opts)
+	if err != nil {
+		return err
+	}
+	startCtx, cancel := context.WithTimeout(createCtx, commandDeadline)
+	defer cancel()
+	if err := start(startCtx, inv, ref); err != nil {
+		// Nobody else knows of this container: it must not stay behind.
+		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+		defer cancel()
+		if removeErr := remove(undoCtx, inv, ref, true); removeErr != nil {
+			relay.Kill()
+			inv.reporter().Debug("removing the container: %s", errorText(removeErr))
+		}
+		if opts.pidFile != "" {
+			os.Remove(opts.pidFile)
+		}
+		return interrupted(createCtx, err)
+	}
+	if !opts.foreground {
+		return nil
+	}
+	stop() // from here on signals are the container's
+	status, err := waitForeground(ctx, relay)
+	if !inv.Bool("keep") {
+		removeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandDeadline)
+		defer cancel()
+		if removeErr := remove(removeCtx, inv, ref, true); removeErr != nil && bus.ReasonOf(removeErr) != bus.NotFound {
+			inv.reporter().Warn(fmt.Sprintf("the container %q is not removed: %s", ref.GetId(), errorText(removeErr)))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("waiting for the end of %q: %w", ref.GetId(), err)
+	}
+	if status != 0 {
+		return exitStatus(status)
+	}
+	return nil
+}
+
+// waitForeground passes the signals that this command gets on to the relay,
+// which is the container on the host, until it ends.
+func waitForeground(ctx context.Context, relay relay) (int, error) {
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals)
+	done, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case s := <-signals:
+				if sig, ok := s.(unix.Signal); ok && forwarded(sig) {
+					_ = unix.Kill(int(relay.Identity().GetPid()), sig)
+				}
+			case <-done:
+				return
+			}
+		}
+	}()
+	status, err := relay.Wait(ctx)
+	signal.Stop(signals)
+	close(done)
+	<-stopped
+	return status, err
+}
+
+// forwarded excludes the signals that are news about us: our children, the Go
+// scheduler's own, and job control's, which would stop the relay and not the container.
+func forwarded(sig unix.Signal) bool {
+	switch sig {
+	case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU:
+		return false
+	}
+	return true
+}
+
+// relay is the host process that stands for a container process, as commands
+// need it: runtime-frontend/shadow starts the real one.
+type relay interface {
+	// Identity is what the worker and callers know it by.
+	Identity() *vmv1.Relay
+	// SendConsole sends the terminal's master to the console socket, if there is one.
+	SendConsole() error
+	// Commit lets it live on when this command ends.
+	Commit() error
+	// Kill ends it and waits for its end.
+	Kill()
+	// Wait waits for its end and gives its exit status, 128+n for signal n.
+	Wait(ctx context.Context) (int, error)
+}

@@ -1,0 +1,111 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package frontend
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	vmv1 "bulkhead/proto/vm/v1"
+)
+
+var stateCommand = command{
+	name: "state", usage: "print the state of a container as JSON", args: "ID",
+	minArgs: 1, maxArgs: 1, deadline: commandDeadline,
+	run: func(ctx context.Context, inv *invocation) error {
+		ref, err := inv.ref()
+		if err != nil {
+			return err
+		}
+		record, err := lookUp(ctx, inv, ref)
+		if err != nil {
+			return err
+		}
+		text, err := json.MarshalIndent(newState(record), "", "  ")
+		if err != nil {
+			return fmt.Errorf("writing the state of %q: %w", ref.GetId(), err)
+		}
+		_, err = fmt.Fprintf(inv.std.Out, "%s\n", text)
+		return err
+	},
+}
+
+// state is what "state" and "list" print: the runtime-spec's state and the
+// properties that runc adds. No others: CRI-O decodes it over a struct of its own, in which
+// further names would mean something.
+type state struct {
+	Version     string            `json:"ociVersion"`
+	ID          string            `json:"id"`
+	PID         int               `json:"pid"`
+	Status      string            `json:"status"`
+	Bundle      string            `json:"bundle"`
+	Rootfs      string            `json:"rootfs"`
+	Created     time.Time         `json:"created"`
+	Annotations map[string]string `json:"annotations"`
+	Owner       string            `json:"owner"`
+}
+
+// newState reads a record. The relay is the container on the host, so when
+// it is gone the container is stopped, even if the worker has not written that down yet.
+func newState(c *vmv1.Container) state {
+	s := state{
+		Version:     c.GetOciVersion(),
+		ID:          c.GetRef().GetId(),
+		PID:         int(c.GetRelay().GetPid()),
+		Status:      statusText(c.GetStatus()),
+		Bundle:      c.GetBundle(),
+		Rootfs:      c.GetRootfs(),
+		Created:     c.GetCreated().AsTime(),
+		Annotations: c.GetAnnotations(),
+		Owner:       c.GetOwner(),
+	}
+	if s.Annotations == nil {
+		s.Annotations = map[string]string{}
+	}
+	if s.Status == "stopped" || !alive(c.GetRelay()) {
+		s.Status, s.PID = "stopped", 0
+	}
+	return s
+}
+
+func statusText(status vmv1.ContainerStatus) string {
+	switch status {
+	case vmv1.ContainerStatus_CONTAINER_STATUS_CREATING:
+		return "creating"
+	case vmv1.ContainerStatus_CONTAINER_STATUS_CREATED:
+		return "created"
+	case vmv1.ContainerStatus_CONTAINER_STATUS_RUNNING:
+		return "running"
+	case vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED:
+		return "paused"
+	default:
+		return "stopped"
+	}
+}
+
+// alive says whether a relay still runs: the process of that pid started when
+// the relay did and is no zombie (proc(5), /proc/pid/stat).
+func alive(relay *vmv1.Relay) bool {
+	if relay.GetPid() <= 0 {
+		return false
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", relay.GetPid()))
+	if err != nil {
+		return false
+	}
+	// The name in parentheses may hold anything; what follows the last one is fields 3 and on.
+	end := strings.LastIndexByte(string(text), ')')
+	fields := strings.Fields(string(text[end+1:]))
+	if len(fields) < 20 {
+		return false
+	}
+	started, err := strconv.ParseUint(fields[19], 10, 64)
+	return err == nil && fields[0] != "Z" && fields[0] != "X" &&
+		(relay.GetStartTime() == 0 || started == relay.GetStartTime())
+}

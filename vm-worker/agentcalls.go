@@ -1,0 +1,92 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker
+
+import (
+	"context"
+	"crypto/rand"
+	"time"
+
+	"bulkhead/bus"
+	agentv1 "bulkhead/proto/agent/v1"
+	vmv1 "bulkhead/proto/vm/v1"
+)
+
+// agentTime bounds a request to an agent that has nothing long to do.
+const agentTime = 10 * time.Second
+
+// entropyBytes seeds a guest's random number generator: twice what its
+// ChaCha20 key holds.
+const entropyBytes = 64
+
+// configure gives the guest its identity, clock and entropy.
+func (s *sandbox) configure(ctx context.Context, p *plan) error {
+	entropy := make([]byte, entropyBytes)
+	_, _ = rand.Read(entropy) // never fails: crypto/rand ends the program instead
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	_, err := bus.CallAgent[agentv1.ConfigureReply](ctx, s.w.conn, s.id, "configure", &agentv1.ConfigureRequest{
+		Vm: s.id, Hostname: p.spec.Hostname, UnixNanos: time.Now().UnixNano(), Entropy: entropy,
+	})
+	return err
+}
+
+// agentCreate makes the container in the guest; the deadline is the create's own,
+// since nobody can say how long a big configuration takes under emulation.
+func (s *sandbox) agentCreate(ctx context.Context, rec *vmv1.Container, p *plan) error {
+	req := &agentv1.CreateRequest{
+		Container: rec.Key, Config: p.req.Config, Channel: rec.Channel, Rootfs: rec.Key + "/rootfs",
+	}
+	for _, m := range p.mounts {
+		if m.Destination != "/" {
+			req.Shares = append(req.Shares, &agentv1.ShareMount{
+				Destination: m.Destination, Source: m.source, ReadOnly: m.ReadOnly,
+			})
+		}
+	}
+	_, err := bus.CallAgent[agentv1.CreateReply](ctx, s.w.conn, s.id, "create", req)
+	return err
+}
+
+func (s *sandbox) agentStart(ctx context.Context, key string) error {
+	_, err := bus.CallAgent[agentv1.StartReply](ctx, s.w.conn, s.id, "start", &agentv1.StartRequest{Container: key})
+	return err
+}
+
+func (s *sandbox) agentExec(ctx context.Context, key string, channel uint32, req *vmv1.ExecRequest) error {
+	_, err := bus.CallAgent[agentv1.ExecReply](ctx, s.w.conn, s.id, "exec", &agentv1.ExecRequest{
+		Container: key, ExecId: req.ExecId, Process: req.Process, Channel: channel, IgnorePaused: req.IgnorePaused,
+	})
+	return err
+}
+
+func (s *sandbox) agentSignal(ctx context.Context, key, exec string, signal int32, all bool) error {
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	_, err := bus.CallAgent[agentv1.SignalReply](ctx, s.w.conn, s.id, "signal", &agentv1.SignalRequest{
+		Container: key, ExecId: exec, Signal: signal, All: all,
+	})
+	return err
+}
+
+func (s *sandbox) agentPause(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	_, err := bus.CallAgent[agentv1.PauseReply](ctx, s.w.conn, s.id, "pause", &agentv1.PauseRequest{Container: key})
+	return err
+}
+
+func (s *sandbox) agentResume(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	_, err := bus.CallAgent[agentv1.ResumeReply](ctx, s.w.conn, s.id, "resume", &agentv1.ResumeRequest{Container: key})
+	return err
+}
+
+func (s *sandbox) agentDelete(ctx context.Context, key string) error {
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	_, err := bus.CallAgent[agentv1.DeleteReply](ctx, s.w.conn, s.id, "delete", &agentv1.DeleteRequest{Container: key})
+	return err
+}

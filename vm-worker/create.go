@@ -1,0 +1,307 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base32"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"bulkhead/bus"
+	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hostcgroup"
+)
+
+// create runs the saga of a container's creation. It is the worker's and not
+// the frontend's because the worker outlives the caller: whatever happens to
+// either, everything is there at the end or nothing is.
+func (w *Worker) create(ctx context.Context, req *vmv1.CreateRequest) (*vmv1.CreateReply, error) {
+	p, err := newPlan(req, w.cfg)
+	if err != nil {
+		return nil, err
+	}
+	// The descriptors are ours from here on, whatever becomes of the request.
+	mounts, err := w.handover.Claim(req.Handover)
+	defer closeAll(mounts)
+	c, mine, reserveErr := w.reserve(ctx, p)
+	if reserveErr != nil {
+		return nil, reserveErr
+	}
+	if !mine {
+		return c.awaitCreated(ctx)
+	}
+	if err != nil {
+		err = bus.Errorf(bus.InvalidArgument, "create of %s: %w", req.Ref.Id, err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.mu.Lock()
+	c.cancel = cancel
+	c.mu.Unlock()
+
+	var undo saga
+	if err == nil {
+		err = c.build(ctx, p, mounts, &undo)
+	}
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
+			err = fmt.Errorf("%w (%w)", cause, err)
+		}
+		c.abort(ctx, &undo, err)
+		return nil, err
+	}
+	close(c.created)
+	return &vmv1.CreateReply{Container: c.snapshot(), Sandbox: c.sb.record()}, nil
+}
+
+// awaitCreated answers a repeated create: with the outcome of the first.
+func (c *container) awaitCreated(ctx context.Context) (*vmv1.CreateReply, error) {
+	select {
+	case <-c.created:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	c.mu.Lock()
+	err := c.createErr
+	c.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	return &vmv1.CreateReply{Container: c.snapshot(), Sandbox: c.sb.record()}, nil
+}
+
+// reserve makes the record of a new container and of its sandbox, or finds the
+// one that the same operation has made already.
+func (w *Worker) reserve(ctx context.Context, p *plan) (c *container, mine bool, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	op := bus.OperationFrom(ctx)
+	if old, ok := w.containers[p.key]; ok {
+		if op != "" && old.rec.OperationId == op {
+			return old, false, nil
+		}
+		return nil, false, bus.Errorf(bus.AlreadyExists, "container with given ID already exists: %s", p.req.Ref.Id)
+	}
+	sb, err := w.sandboxFor(p)
+	if err != nil {
+		return nil, false, err
+	}
+	root, err := p.rootfs()
+	if err != nil {
+		return nil, false, err
+	}
+	rec := &vmv1.Container{
+		Ref: p.req.Ref, Key: p.key, Sandbox: sb.id,
+		Status: vmv1.ContainerStatus_CONTAINER_STATUS_CREATING,
+		Bundle: p.req.Bundle, Rootfs: root, OciVersion: p.spec.Version,
+		Annotations: p.spec.Annotations, Owner: p.req.Owner,
+		Relay: p.req.Relay, Channel: sb.channel(),
+		Created: timestamppb.Now(), Cgroup: p.spec.Linux.CgroupsPath,
+		Terminal: p.terminal, OperationId: op,
+	}
+	c = w.newContainer(rec)
+	c.sb, c.plan = sb, p
+	w.containers[p.key] = c
+	w.sandboxes[sb.id] = sb
+	sb.mu.Lock()
+	sb.members[p.key] = c
+	sb.mu.Unlock()
+	return c, true, nil
+}
+
+func (p *plan) rootfs() (string, error) {
+	if p.req.Rootfs == "" {
+		return "", bus.Errorf(bus.InvalidArgument, "create of %s names no rootfs", p.req.Ref.Id)
+	}
+	return p.req.Rootfs, nil
+}
+
+// sandboxFor returns the sandbox a container goes into: the one its pod has, or
+// a new one. The caller holds w.mu.
+func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
+	if host, ok := w.containers[p.joins]; ok && host.sb.alive() {
+		return host.sb, nil
+	}
+	if len(w.sandboxes) >= w.cfg.MaxVMs {
+		return nil, bus.Errorf(bus.ResourceExhausted, "this host already runs %d VMs, the most that [vm] max_vms allows", len(w.sandboxes))
+	}
+	return w.newSandbox(&vmv1.Sandbox{Id: newSandboxID(), Created: timestamppb.Now()}), nil
+}
+
+var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
+
+// newSandboxID makes an id of 50 random bits: short enough to read, one token
+// of a subject, and never used before on this host.
+func newSandboxID() string {
+	var b [7]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the program instead
+	return "vm-" + strings.ToLower(idEncoding.EncodeToString(b[:])[:10])
+}
+
+// build does the steps of the saga in order, each with its undo.
+func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo *saga) error {
+	w, s := c.w, c.sb
+	if err := c.openBooks(ctx, undo); err != nil {
+		return err
+	}
+	relay, err := openRelay(p.req.Relay)
+	if err != nil {
+		return bus.Errorf(bus.FailedPrecondition, "the container's relay: %w", err)
+	}
+	c.mu.Lock()
+	c.relay = relay
+	c.mu.Unlock()
+	undo.did("hold the relay", func(ctx context.Context) error { return c.endRelay(ctx) })
+	w.tasks.Go(func() { c.watchInit(relay) })
+
+	cg, err := hostcgroup.Create(p.spec, c.key, hostcgroup.Options{
+		Systemd: p.req.SystemdCgroup, PID: relay.pid, Overhead: w.overhead(), StateFile: c.cgroupFile(),
+	})
+	if err != nil {
+		return err
+	}
+	undo.did("make the host cgroup", cg.Destroy)
+	c.mu.Lock()
+	c.cgroup = cg
+	c.mu.Unlock()
+	if err := cg.Enter(relay.pid); err != nil {
+		return fmt.Errorf("move the relay into its cgroup: %w", err)
+	}
+	if s.alive() { // a further container of a pod
+		undo.did("make container in a shared VM", func(ctx context.Context) error { return s.agentDelete(ctx, c.key) })
+	} else if err := s.boot(ctx, p, cg.ProcsPaths(), undo); err != nil {
+		return err
+	}
+	if err := c.attachMounts(ctx, p, mounts, undo); err != nil {
+		return err
+	}
+	if err := c.attachRelay(ctx, c.rec.Channel, p.req.Relay.Socket); err != nil {
+		return err
+	}
+	undo.did("attach the relay", func(context.Context) error { s.router.Detach(c.rec.Channel); return nil })
+
+	began := time.Now()
+	if err := s.agentCreate(ctx, c.rec, p); err != nil {
+		return err
+	}
+	s.phase("container_create", began)
+	if err := cg.ApplyQuota(); err != nil {
+		return fmt.Errorf("apply the cpu quota: %w", err)
+	}
+	return c.commit(ctx)
+}
+
+// openBooks writes the record before anything it speaks of exists.
+func (c *container) openBooks(ctx context.Context, undo *saga) error {
+	dir := c.w.store.sandboxDir(c.sb.id)
+	undo.did("record "+c.key, func(ctx context.Context) error { return nil }) // abort removes records last of all
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make the sandbox's directory: %w", err)
+	}
+	if err := c.sb.update(ctx, func(*vmv1.Sandbox) {}); err != nil {
+		return err
+	}
+	if err := c.set(ctx, func(*vmv1.Container) {}); err != nil {
+		return err
+	}
+	c.w.event(ctx, "container", c.rec.Ref.Id, "creating", map[string]string{"sandbox": c.sb.id})
+	return nil
+}
+
+func (c *container) attachMounts(ctx context.Context, p *plan, handed []*os.File, undo *saga) error {
+	undo.did("attach mounts", func(ctx context.Context) error {
+		if !c.sb.alive() {
+			return nil // they ended with the VM
+		}
+		return c.sb.vm.DetachMounts(ctx, c.key)
+	})
+	for _, m := range p.mounts {
+		if int(m.Index) >= len(handed) {
+			return bus.Errorf(bus.InvalidArgument, "mount %s names descriptor %d of %d handed over", m.Destination, m.Index, len(handed))
+		}
+		if err := c.sb.vm.AttachMount(ctx, handed[m.Index], m.source, m.IsDir, m.ReadOnly); err != nil {
+			return fmt.Errorf("share %s with the VM: %w", m.Destination, err)
+		}
+	}
+	return nil
+}
+
+// attachRelay connects the router to a relay, giving it a handle of the VM.
+func (c *container) attachRelay(ctx context.Context, channel uint32, socket string) error {
+	qemu, err := c.sb.qemuPidfd()
+	if err != nil {
+		return err
+	}
+	defer qemu.Close()
+	if err := c.sb.router.Attach(ctx, channel, socket, qemu); err != nil {
+		return fmt.Errorf("attach the relay: %w", err)
+	}
+	return nil
+}
+
+// commit makes the container "created", unless its relay has ended meanwhile.
+func (c *container) commit(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.relay.ended() {
+		return errRelayGone
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	c.rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_CREATED
+	if err := c.w.store.saveContainer(ctx, c.rec); err != nil {
+		c.rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_CREATING
+		return err
+	}
+	if err := c.sb.update(ctx, func(rec *vmv1.Sandbox) { rec.Containers = append(rec.Containers, c.key) }); err != nil {
+		return err
+	}
+	c.w.event(ctx, "container", c.rec.Ref.Id, "created", map[string]string{
+		"sandbox": c.sb.id, "pid": itoa(c.rec.Relay.Pid),
+	})
+	return nil
+}
+
+// abort rolls everything back and forgets the container.
+func (c *container) abort(ctx context.Context, undo *saga, err error) {
+	w := c.w
+	ctx = context.WithoutCancel(ctx)
+	if left := undo.rollback(ctx); left != nil {
+		w.log.Error("create not wholly rolled back", "container", c.rec.Ref.Id, "error", left)
+	}
+	c.sb.mu.Lock()
+	delete(c.sb.members, c.key)
+	c.sb.mu.Unlock()
+	c.mu.Lock()
+	c.createErr = err
+	c.removing = true
+	c.cgroup = nil // undone
+	c.mu.Unlock()
+	if err := c.remove(ctx); err != nil {
+		w.log.Error("failed container not removed", "container", c.rec.Ref.Id, "error", err)
+	}
+	w.event(ctx, "container", c.rec.Ref.Id, "create_failed", map[string]string{"error": err.Error()})
+	close(c.created)
+}
+
+// overhead is what the host cgroup allows beside the container's own limits: the
+// guest's kernel and agent, and the hypervisor around them.
+func (w *Worker) overhead() hostcgroup.Overhead {
+	o := hostcgroup.DefaultOverhead
+	o.MemoryBytes += int64(w.cfg.OverheadMiB) << 20
+	return o
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}

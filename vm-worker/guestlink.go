@@ -1,0 +1,188 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"bulkhead/bus"
+	"bulkhead/bus/link"
+	agentv1 "bulkhead/proto/agent/v1"
+	"bulkhead/vm-worker/hypervisor"
+)
+
+// Between two attempts to open a session with a guest. A guest that is booting
+// answers the first; waiting matters only when something is wrong.
+const (
+	linkRetryMin = 20 * time.Millisecond
+	linkRetryMax = time.Second
+)
+
+// A guest whose bus connection is cut more often than this is not unlucky.
+const (
+	maxSessions   = 30
+	sessionWindow = time.Minute
+)
+
+// serveLinks keeps both channels of the guest link served for as long as the VM
+// lives or until endLinks.
+func (s *sandbox) serveLinks(vm hypervisor.VM) {
+	ctx, cancel := context.WithCancel(context.Background())
+	s.mu.Lock()
+	s.stopLinks = cancel
+	s.mu.Unlock()
+	go func() { // the death of the VM ends the links, however it came
+		select {
+		case <-vm.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	s.links.Go(func() { s.serveReady(ctx) })
+	s.links.Go(func() { s.serveChannel(ctx, "ctl", vm.DialCtl, s.serveCtl) })
+	s.links.Go(func() { s.serveChannel(ctx, "io", vm.DialIO, s.serveIO) })
+}
+
+// endLinks stops serving the guest and waits until nothing serves it any more.
+func (s *sandbox) endLinks() {
+	s.mu.Lock()
+	stop := s.stopLinks
+	s.mu.Unlock()
+	stop()
+	s.links.Wait()
+}
+
+// serveChannel opens one session after the other on a channel.
+func (s *sandbox) serveChannel(ctx context.Context, name string, dial func(context.Context) (net.Conn, error), serve func(context.Context, *link.Session) error) {
+	log := s.w.log.With("sandbox", s.id, "channel", name)
+	retry := linkRetryMin
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := s.session(ctx, dial, serve)
+		if ctx.Err() != nil {
+			return
+		}
+		log.Debug("guest link session ended", "error", err)
+		if time.Since(began) > linkRetryMax {
+			retry = linkRetryMin
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(retry):
+		}
+		retry = min(2*retry, linkRetryMax)
+	}
+}
+
+// session opens and serves one session.
+func (s *sandbox) session(ctx context.Context, dial func(context.Context) (net.Conn, error), serve func(context.Context, *link.Session) error) error {
+	conn, err := dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	sess, err := link.Dial(ctx, conn)
+	if err != nil {
+		return err
+	}
+	defer sess.Close()
+	return serve(ctx, sess)
+}
+
+// serveCtl joins the guest's ctl session to the bus, as the guest of this
+// sandbox and nobody else.
+func (s *sandbox) serveCtl(ctx context.Context, sess *link.Session) error {
+	if s.tooManySessions() {
+		go func() { // kill waits for the end of the VM, which waits for this session
+			if err := s.kill(context.Background(), "the guest was cut from the bus again and again"); err != nil {
+				s.w.log.Error("misbehaving vm not killed", "sandbox", s.id, "error", err)
+			}
+		}()
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	toBus, err := s.dialGuest(ctx)
+	if err != nil {
+		return err
+	}
+	defer toBus.Close()
+	guest := sess.NetConn()
+	defer guest.Close()
+	done := make(chan error, 2)
+	pump := func(dst, src net.Conn) {
+		_, err := io.Copy(dst, src)
+		done <- err
+	}
+	go pump(toBus, guest)
+	go pump(guest, toBus)
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	toBus.Close()
+	guest.Close()
+	sess.Close()
+	<-done
+	return err
+}
+
+func (s *sandbox) tooManySessions() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	s.sessions = append(s.sessions, now)
+	for len(s.sessions) > 0 && now.Sub(s.sessions[0]) > sessionWindow {
+		s.sessions = s.sessions[1:]
+	}
+	return len(s.sessions) > maxSessions
+}
+
+func (s *sandbox) serveIO(ctx context.Context, sess *link.Session) error {
+	return s.router.ServeGuest(ctx, sess)
+}
+
+// serveReady listens for the agent's word that its bus connection is up.
+func (s *sandbox) serveReady(ctx context.Context) {
+	var once sync.Once
+	sub, err := bus.OnAgentEvent(s.w.conn, s.id, "ready", func(r *agentv1.Ready) {
+		s.mu.Lock()
+		s.kernel = printable(r.Kernel, 64)
+		s.mu.Unlock()
+		once.Do(func() { close(s.ready) })
+	})
+	if err != nil {
+		s.w.log.Error("not listening for the agent", "sandbox", s.id, "error", err)
+		return
+	}
+	<-ctx.Done()
+	if err := sub.Unsubscribe(); err != nil {
+		s.w.log.Debug("agent's events not unsubscribed", "sandbox", s.id, "error", err)
+	}
+}
+
+// dialGuest opens a connection to the bus that is the guest's from its first
+// byte after the preamble.
+func (s *sandbox) dialGuest(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", filepath.Join(s.w.runDir, "guest.sock"))
+	if err != nil {
+		return nil, fmt.Errorf("connect the guest of %s to the bus: %w", s.id, err)
+	}
+	if _, err := io.WriteString(conn, "GUEST "+s.id+"\n"); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("name the guest of %s to the bus: %w", s.id, err)
+	}
+	return conn, nil
+}

@@ -1,0 +1,251 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package hostcgroup makes the host-side cgroup of a container, the one its
+// bundle names: the VM's process and the relays live there, so that what an
+// engine reads from it (usage, limits, OOM) is true of the container.
+//
+// It imports nothing of ours. The invariant to remember: the limits here are
+// the container's plus the overhead of the VM around it, so that a container
+// meets its own limit in the guest, and only the guest's kernel kills in it; and
+// only directories made by Create are removed by Destroy.
+package hostcgroup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Overhead is what the VM needs beside the container.
+type Overhead struct {
+	MemoryBytes int64
+	Pids        int64 // threads of the hypervisor, and the relays
+}
+
+// DefaultOverhead suits one QEMU under TCG with a handful of relays.
+var DefaultOverhead = Overhead{MemoryBytes: 192 << 20, Pids: 64}
+
+// Options are what Create needs to know beside the bundle.
+type Options struct {
+	// Systemd says that cgroupsPath is slice:prefix:name and that systemd makes
+	// the scope, as with runc's --systemd-cgroup.
+	Systemd bool
+	// PID is the first process of a systemd scope, which cannot be empty: the
+	// relay. Without Systemd it may be 0, and Enter brings processes later.
+	PID      int
+	Overhead Overhead
+	// StateFile is where the cgroup is described before it is made, for Load.
+	StateFile string
+}
+
+// Cgroup is the host cgroup of one container. The zero number of paths is
+// valid: a host whose cgroup file system cannot be written, and a bundle that
+// asks for no limit.
+type Cgroup struct {
+	state   state
+	manager cgroups.Manager // nil when disabled
+}
+
+// state is what StateFile holds.
+type state struct {
+	Config   *cgroups.Cgroup   `json:"config"`
+	Paths    map[string]string `json:"paths"` // by controller; "" on cgroup v2
+	Made     []string          `json:"made"`  // directories that Create makes
+	Quota    quota             `json:"quota"`
+	Disabled bool              `json:"disabled,omitempty"`
+}
+
+// Create makes the cgroup that spec names, or /bulkhead/<key> when it names
+// none, and applies its limits but for the CPU quota. Device rules are not
+// among them: they are the guest's business. On an error everything made is
+// removed again.
+func Create(spec *specs.Spec, key string, opts Options) (*Cgroup, error) {
+	config, limited, err := configOf(spec, key, opts)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cgroup{state: state{Config: config, Quota: quotaOf(spec)}}
+	c.manager, err = manager.New(config)
+	if err != nil {
+		return nil, fmt.Errorf("preparing the cgroup of container %s: %w", key, err)
+	}
+	c.state.Paths = maps.Clone(c.manager.GetPaths())
+	for _, p := range c.state.Paths {
+		if _, err := os.Lstat(p); errors.Is(err, fs.ErrNotExist) && !slices.Contains(c.state.Made, p) {
+			c.state.Made = append(c.state.Made, p)
+		}
+	}
+	if err := c.save(opts.StateFile); err != nil {
+		return nil, err
+	}
+	pid := -1
+	if opts.PID > 0 {
+		pid = opts.PID
+	}
+	if err := c.manager.Apply(pid); err != nil {
+		if !limited && notWritable(err) {
+			c.disable()
+			return c, c.save(opts.StateFile)
+		}
+		return nil, errors.Join(fmt.Errorf("making the cgroup of container %s: %w", key, err), c.undo())
+	}
+	if err := c.manager.Set(config.Resources); err != nil {
+		return nil, errors.Join(fmt.Errorf("setting the limits of container %s: %w", key, err), c.undo())
+	}
+	return c, nil
+}
+
+// Load describes the cgroup whose Create wrote stateFile, also one that was
+// interrupted. The error is fs.ErrNotExist when there was none.
+func Load(stateFile string) (*Cgroup, error) {
+	text, err := os.ReadFile(stateFile)
+	if err != nil {
+		return nil, fmt.Errorf("reading the state of a cgroup: %w", err)
+	}
+	c := &Cgroup{}
+	if err := json.Unmarshal(text, &c.state); err != nil {
+		return nil, fmt.Errorf("reading the state of a cgroup in %s: %w", stateFile, err)
+	}
+	if c.state.Config == nil {
+		return nil, fmt.Errorf("the state of a cgroup in %s is not complete", stateFile)
+	}
+	if c.state.Config.Resources == nil {
+		c.state.Config.Resources = &cgroups.Resources{SkipDevices: true}
+	}
+	if c.state.Disabled {
+		return c, nil
+	}
+	c.manager, err = manager.NewWithPaths(c.state.Config, maps.Clone(c.state.Paths))
+	if err != nil {
+		return nil, fmt.Errorf("taking up the cgroup described in %s: %w", stateFile, err)
+	}
+	return c, nil
+}
+
+// Disabled tells that the container has no cgroup of its own.
+func (c *Cgroup) Disabled() bool { return c.state.Disabled }
+
+// ProcsPaths lists the cgroup.procs files a process writes itself into to
+// enter. A file is listed once also where controllers share a hierarchy.
+func (c *Cgroup) ProcsPaths() []string {
+	var files []string
+	for _, p := range c.state.Paths {
+		files = append(files, filepath.Join(p, "cgroup.procs"))
+	}
+	slices.Sort(files)
+	return slices.Compact(files)
+}
+
+// Enter moves the process into the cgroup.
+func (c *Cgroup) Enter(pid int) error {
+	if c.manager == nil {
+		return nil
+	}
+	if err := c.manager.AddPid("", pid); err != nil {
+		return fmt.Errorf("moving process %d into the cgroup of its container: %w", pid, err)
+	}
+	return nil
+}
+
+// Stats reads the accounting of the cgroup.
+func (c *Cgroup) Stats() (*cgroups.Stats, error) {
+	if c.manager == nil {
+		return cgroups.NewStats(), nil
+	}
+	stats, err := c.manager.GetStats()
+	if err != nil {
+		return nil, fmt.Errorf("reading the statistics of a cgroup: %w", err)
+	}
+	return stats, nil
+}
+
+// Destroy removes the directories that Create made. The processes in them have
+// ended or are ending: their last moments are waited for until ctx ends, at
+// most 5 s. Destroying twice is no error.
+func (c *Cgroup) Destroy(ctx context.Context) error {
+	if c.manager == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if c.state.Config.Systemd && len(c.state.Made) > 0 {
+		if err := c.manager.Destroy(); err != nil {
+			return fmt.Errorf("stopping the scope of a container: %w", err)
+		}
+		return nil
+	}
+	var errs []error
+	for _, dir := range c.state.Made {
+		errs = append(errs, removeDir(ctx, dir))
+	}
+	return errors.Join(errs...)
+}
+
+// removeDir removes a cgroup and those beneath it. A cgroup whose last task is
+// being reaped refuses rmdir with EBUSY, and v1 has no event for its end.
+func removeDir(ctx context.Context, dir string) error {
+	for {
+		err := cgroups.RemovePath(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("removing cgroup %s: %w", dir, err)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("removing cgroup %s, which still has processes: %w", dir, err)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (c *Cgroup) undo() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return c.Destroy(ctx)
+}
+
+// disable forgets the paths after removing what was made of them.
+func (c *Cgroup) disable() {
+	for _, dir := range c.state.Made {
+		_ = cgroups.RemovePath(dir)
+	}
+	c.manager = nil
+	c.state.Disabled, c.state.Paths, c.state.Made = true, nil, nil
+}
+
+func (c *Cgroup) save(file string) error {
+	if file == "" {
+		return nil
+	}
+	text, err := json.Marshal(c.state)
+	if err != nil {
+		return fmt.Errorf("encoding the state of a cgroup: %w", err)
+	}
+	tmp := file + ".tmp"
+	if err := os.WriteFile(tmp, append(text, '\n'), 0o600); err != nil {
+		return fmt.Errorf("writing the state of a cgroup: %w", err)
+	}
+	if err := os.Rename(tmp, file); err != nil {
+		return fmt.Errorf("writing the state of a cgroup: %w", err)
+	}
+	return nil
+}
+
+func notWritable(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS)
+}

@@ -1,0 +1,131 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package hypervisor says what vm-worker needs of a hypervisor, and nothing of
+// how one does it: drivers live beneath it (qemu, fake). It holds what every
+// driver shares: the choice of the accelerator and the record that lets a
+// restarted worker find its VMs again.
+//
+// It imports nothing of ours. The invariant to remember: a VM belongs to its
+// directory, not to the process that started it. Once Start has let a VM run,
+// vm.json names its process, so whoever reads the directory can adopt or kill
+// it; before that, the death of the starter is the death of the VM.
+package hypervisor
+
+import (
+	"context"
+	"net"
+	"os"
+)
+
+// Driver starts and adopts virtual machines of one kind.
+type Driver interface {
+	// Name is what records call this driver, for example "qemu-q35".
+	Name() string
+
+	// Start launches a VM and returns when its guest has been let run. It
+	// writes vm.json in spec.Dir before the launch, and again with the process
+	// before the guest runs. On an error nothing is left running; the
+	// directory is the caller's to remove.
+	Start(ctx context.Context, spec Spec) (VM, error)
+
+	// Adopt takes over a VM that an earlier worker started. The error is
+	// ErrGone when the recorded process no longer exists.
+	Adopt(ctx context.Context, rec Record) (VM, error)
+}
+
+// Spec is what a VM is made of.
+type Spec struct {
+	// ID names the sandbox; it is given to the guest as bulkhead.sandbox=ID.
+	ID string
+	// Dir is the VM's own directory, existing, mode 0700.
+	Dir string
+	// Kernel and Image are the guest's kernel and its read-only root image.
+	Kernel, Image string
+	// VCPUs is at least 1.
+	VCPUs uint32
+	// MemoryBytes is the guest's memory; rounded up to whole MiB.
+	MemoryBytes uint64
+	// Accelerator is resolved: KVM or TCG, not Auto.
+	Accelerator Accelerator
+	// AcceleratorReason is carried into the record.
+	AcceleratorReason string
+	// KernelArgs are added at the end of the kernel's command line.
+	KernelArgs []string
+	// CgroupProcs are cgroup.procs files the VM's process writes itself into
+	// before it becomes the hypervisor, so nothing of it is charged elsewhere.
+	CgroupProcs []string
+	// OOMScoreAdj is the process's oom_score_adj; lowering it may be refused by
+	// the host, which is tolerated. Nil leaves it as inherited.
+	OOMScoreAdj *int
+	// Launched, when set, is called with the complete record after the process
+	// exists and before it runs the hypervisor. Its error stops the launch.
+	Launched func(Record) error
+}
+
+// VM is a virtual machine that has been started or adopted.
+type VM interface {
+	ID() string
+	Record() Record
+
+	// Pidfd returns a descriptor of the VM's process, the caller's to close.
+	Pidfd() (*os.File, error)
+
+	// DialCtl and DialIO connect to the host ends of the guest link. A port
+	// serves one connection at a time; a further one waits for its turn.
+	DialCtl(ctx context.Context) (net.Conn, error)
+	DialIO(ctx context.Context) (net.Conn, error)
+
+	// AttachMount attaches a detached mount (open_tree with OPEN_TREE_CLONE) at
+	// relPath below the share the guest sees, making the directories, and for
+	// a file the empty file, it is attached to. The descriptor stays the caller's.
+	AttachMount(ctx context.Context, mount *os.File, relPath string, isDir, readOnly bool) error
+
+	// DetachMounts detaches every mount at or below relPrefix and removes the
+	// directories made for them. That nothing is there is no error.
+	DetachMounts(ctx context.Context, relPrefix string) error
+
+	// Pause stops the virtual CPUs; Resume lets them run.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+
+	// Shutdown asks the hypervisor to end, and kills it when ctx ends first.
+	Shutdown(ctx context.Context) error
+	// Kill ends the VM at once and returns when its process is gone. Killing a
+	// dead VM is no error.
+	Kill(ctx context.Context) error
+
+	// Done is closed when the process is gone, after the last of the console
+	// was read: ExitReason and ConsoleTail are final then.
+	Done() <-chan struct{}
+	// ExitReason tells in a sentence why the VM ended; empty while it lives.
+	ExitReason() string
+	// ConsoleTail returns up to n bytes of the end of the guest's console,
+	// printable text only.
+	ConsoleTail(n int) string
+	// Events tells what the guest did to its machine. The channel is closed
+	// with Done; events nobody takes are dropped.
+	Events() <-chan Event
+
+	// Release lets go of the VM and leaves it running, for a worker that ends
+	// and will adopt it again.
+	Release()
+}
+
+// Event is something the guest, or the hypervisor, did to the machine.
+type Event struct {
+	Kind   EventKind
+	Detail string
+}
+
+// EventKind tells events apart.
+type EventKind string
+
+// The events a driver reports.
+const (
+	EventPowerOff EventKind = "power_off" // the guest powered off
+	EventReset    EventKind = "reset"     // the guest asked for a reboot, which ends the VM
+	EventPanicked EventKind = "panicked"  // the guest's kernel panicked
+	EventStopped  EventKind = "stopped"   // the virtual CPUs were stopped
+	EventResumed  EventKind = "resumed"   // the virtual CPUs run again
+)

@@ -1,0 +1,106 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"bulkhead/vm-worker/hypervisor"
+	"bulkhead/vm-worker/share"
+)
+
+// Paths in the jail.
+const (
+	jailKernel = "/guest/kernel"
+	jailImage  = "/guest/image"
+)
+
+// Names of the sockets in a VM's directory; each is also the id of its chardev.
+const (
+	socketQMP     = "qmp"
+	socketConsole = "console"
+	socketCtl     = "ctl"
+	socketIO      = "io"
+)
+
+// sockets are made by the driver and given to QEMU listening, in this order
+// from descriptor 3 on: so they can be connected to before QEMU serves them, and
+// QEMU knows no path of the host.
+var sockets = []string{socketQMP, socketConsole, socketCtl, socketIO}
+
+// args is the command line of a VM. Every device is named here: the machine's
+// own extras are switched off, and -nodefaults adds none.
+func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
+	a := []string{
+		binary,
+		"-name", "bulkhead-" + s.ID + ",debug-threads=on",
+		"-no-user-config", "-nodefaults", "-display", "none",
+		// The machine waits for "cont": what it does first is seen from the start.
+		"-S",
+		// A reboot is the end of the VM; so is a guest's panic, which reboots.
+		"-no-reboot",
+		// hpet=off lets an idle guest under TCG sleep; the rest is hardware that no
+		// guest of ours has a driver for, and code a hostile one could reach.
+		"-machine", "q35,hpet=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,usb=off,graphics=off,dump-guest-core=off,mem-merge=on",
+		"-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1",
+		"-m", strconv.FormatInt(memoryMiB(s.MemoryBytes), 10) + "M",
+		"-smp", strconv.FormatUint(uint64(max(s.VCPUs, 1)), 10),
+		"-rtc", "base=utc",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+	}
+	a = append(a, acceleration(s.Accelerator)...)
+	a = append(a, firmware()...)
+	a = append(a, "-kernel", jailKernel, "-append", kernelArgs(s))
+	for i, name := range sockets {
+		a = append(a, "-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", name, 3+i))
+	}
+	return append(a,
+		"-mon", "chardev="+socketQMP+",mode=control",
+		"-serial", "chardev:"+socketConsole,
+		"-device", "vmgenid,guid=auto",
+		// The image is mapped, not read: all VMs share its page cache.
+		"-object", fmt.Sprintf("memory-backend-file,id=image,mem-path=%s,size=%d,share=on,readonly=on", jailImage, imageBytes),
+		"-device", "virtio-pmem-pci,id=pmem0,memdev=image",
+		"-object", "rng-random,id=rng,filename=/dev/urandom",
+		// Enough for any use of the guest, too little to keep the host busy.
+		"-device", "virtio-rng-pci,id=rng0,rng=rng,max-bytes=65536,period=1000",
+		"-device", "virtio-serial-pci,id=link,max_ports=3",
+		"-device", "virtserialport,bus=link.0,nr=1,chardev="+socketCtl+",name=bulkhead.ctl",
+		"-device", "virtserialport,bus=link.0,nr=2,chardev="+socketIO+",name=bulkhead.io",
+		"-fsdev", "local,id=share,path="+share.ExportDir+",security_model=passthrough,multidevs=remap",
+		"-device", "virtio-9p-pci,id=share0,fsdev=share,mount_tag=share",
+	)
+}
+
+func acceleration(a hypervisor.Accelerator) []string {
+	if a == hypervisor.KVM {
+		return []string{"-accel", "kvm", "-cpu", "host"}
+	}
+	// max has ARAT, without which the guest's tick never stops.
+	return []string{"-accel", fmt.Sprintf("tcg,tb-size=%d", tbSizeMiB), "-cpu", "max"}
+}
+
+// tbSizeMiB bounds the translated code TCG keeps. The default is an eighth of
+// the guest's memory and more; measured here, a boot and a container need less
+// than this, and a smaller buffer is flushed and filled again and again.
+const tbSizeMiB = 32
+
+// firmware is qboot, which does what a PVH start needs and no more.
+func firmware() []string { return []string{"-bios", "qboot.rom"} }
+
+// memoryMiB rounds up: the kernel wants whole pages, a person whole MiB.
+func memoryMiB(bytes uint64) int64 { return int64((bytes + 1<<20 - 1) >> 20) }
+
+// kernelArgs is the kernel's command line. Panics reboot at once, and with
+// -no-reboot that ends the VM.
+func kernelArgs(s hypervisor.Spec) string {
+	a := []string{
+		"root=/dev/pmem0", "rootfstype=ext4", "rootflags=dax", "ro", "rootwait",
+		"console=ttyS0", "quiet", "panic=-1", "reboot=t", "nowatchdog",
+		"init=/sbin/bulkhead-agent", "bulkhead.sandbox=" + s.ID,
+	}
+	return strings.Join(append(a, s.KernelArgs...), " ")
+}

@@ -1,0 +1,280 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package qemu drives QEMU's q35 machine: it starts it in a jail, speaks its
+// machine protocol and attaches host mounts to its share.
+//
+// It imports vm-worker/hypervisor, whose interface it fulfils, vm-worker/jail and
+// vm-worker/share. The invariant to remember: QEMU is given its sockets
+// listening and its orders whole. It knows no path of the host, inherits no
+// descriptor but its own, and outlives whoever started it.
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"bulkhead/vm-worker/hypervisor"
+	"bulkhead/vm-worker/jail"
+	"bulkhead/vm-worker/share"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
+)
+
+// Name is what records call this driver.
+const Name = "qemu-q35"
+
+// startTimeout bounds a start that was given no deadline: the jail, QEMU's own
+// initialization, the monitor's greeting. The guest's boot is not part of it.
+const startTimeout = 30 * time.Second
+
+// killTimeout bounds the wait for a killed process, which must only free its
+// memory.
+const killTimeout = 10 * time.Second
+
+// capabilities are what QEMU's 9p server needs to act for the guest's root on
+// the files of the share (security_model=passthrough), and no others.
+var capabilities = []uintptr{
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER,
+	unix.CAP_FSETID, unix.CAP_MKNOD, unix.CAP_SETFCAP,
+}
+
+// Options configure the driver.
+type Options struct {
+	// Binary is QEMU, a name in PATH or an absolute path below /usr; default
+	// qemu-system-x86_64.
+	Binary string
+	Log    hclog.Logger
+}
+
+// Driver starts and adopts QEMU machines. The program that uses it must call
+// jail.Main first in its main.
+type Driver struct {
+	binary binary
+	log    hclog.Logger
+}
+
+var _ hypervisor.Driver = (*Driver)(nil)
+
+// New returns a driver; QEMU is looked for when the first VM is started.
+func New(o Options) *Driver {
+	if o.Binary == "" {
+		o.Binary = "qemu-system-x86_64"
+	}
+	if o.Log == nil {
+		o.Log = hclog.NewNullLogger()
+	}
+	return &Driver{binary: binary{name: o.Binary}, log: o.Log}
+}
+
+// Name implements hypervisor.Driver.
+func (d *Driver) Name() string { return Name }
+
+// Start implements hypervisor.Driver.
+func (d *Driver) Start(ctx context.Context, s hypervisor.Spec) (hypervisor.VM, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	v, err := d.start(ctx, s)
+	if err != nil {
+		return nil, fmt.Errorf("starting vm %s: %w", s.ID, err)
+	}
+	d.log.Info("vm started", "sandbox", s.ID, "pid", v.rec.PID, "accelerator", s.Accelerator)
+	return v, nil
+}
+
+func (d *Driver) start(ctx context.Context, s hypervisor.Spec) (_ *vm, err error) {
+	if err := checkSpec(s); err != nil {
+		return nil, err
+	}
+	binary, err := d.binary.find(ctx)
+	if err != nil {
+		return nil, err
+	}
+	imageBytes, err := checkGuest(s)
+	if err != nil {
+		return nil, err
+	}
+	rec := hypervisor.NewRecord(Name, s)
+	if err := rec.Save(); err != nil {
+		return nil, err
+	}
+	var given []*os.File
+	defer func() {
+		for _, f := range given {
+			f.Close()
+		}
+	}()
+	for _, name := range sockets {
+		f, err := listen(s.Dir, name)
+		if err != nil {
+			return nil, err
+		}
+		given = append(given, f)
+	}
+	stderr, err := newErrorLog()
+	if err != nil {
+		return nil, err
+	}
+	process, err := jail.Start(ctx, jailConfig(s, args(binary, s, imageBytes)), given, stderr, func(pid int) error {
+		if rec.Process, err = hypervisor.FindProcess(pid); err != nil {
+			return err
+		}
+		if err := rec.Save(); err != nil {
+			return err
+		}
+		if s.Launched != nil {
+			return s.Launched(rec)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, errors.Join(withErrorLog(err, stderr), stderr.Close())
+	}
+	// From here on the pidfd stands for the process, as it will for an adopter.
+	_ = process.Release()
+	v, err := d.take(ctx, rec, stderr)
+	if err != nil {
+		_ = rec.KillProcess()
+		_, _ = unix.Wait4(rec.PID, nil, 0, nil)
+		return nil, errors.Join(withErrorLog(err, stderr), stderr.Close())
+	}
+	return v, nil
+}
+
+// Adopt implements hypervisor.Driver.
+func (d *Driver) Adopt(ctx context.Context, rec hypervisor.Record) (hypervisor.VM, error) {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	stderr, err := openErrorLog(rec)
+	if err != nil {
+		return nil, fmt.Errorf("adopting vm %s: %w", rec.ID, err)
+	}
+	v, err := d.take(ctx, rec, stderr)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("adopting vm %s: %w", rec.ID, err), stderr.Close())
+	}
+	d.log.Info("vm adopted", "sandbox", rec.ID, "pid", rec.PID)
+	return v, nil
+}
+
+func checkSpec(s hypervisor.Spec) error {
+	if s.ID == "" || len(s.ID) > 64 || strings.Trim(s.ID, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") != "" {
+		return fmt.Errorf("sandbox id %q is not made of 1 to 64 letters, digits, '-' and '_'", s.ID)
+	}
+	if s.Accelerator != hypervisor.KVM && s.Accelerator != hypervisor.TCG {
+		return fmt.Errorf("accelerator %q is not resolved to kvm or tcg", s.Accelerator)
+	}
+	if s.MemoryBytes < 32<<20 {
+		return fmt.Errorf("a vm cannot boot in %d bytes of memory: give it at least 32 MiB", s.MemoryBytes)
+	}
+	return nil
+}
+
+// checkGuest finds what is missing before QEMU would, and says what to do. The
+// sentences avoid the kernel's own words for a missing file: engines take
+// those, found in a runtime's output, for a missing command in the container.
+func checkGuest(s hypervisor.Spec) (imageBytes int64, err error) {
+	for _, f := range []struct{ what, path, next string }{
+		{"guest kernel", s.Kernel, "build it with deploy/guest/build-kernel, or set the path in bulkhead's configuration"},
+		{"guest image", s.Image, "build it with deploy/guest/build-image, or set the path in bulkhead's configuration"},
+	} {
+		st, err := os.Stat(f.path)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			return 0, fmt.Errorf("there is no %s at %q: %s", f.what, f.path, f.next)
+		case err != nil || !st.Mode().IsRegular():
+			return 0, fmt.Errorf("the %s at %q cannot be used, it must be a readable file: %s", f.what, f.path, f.next)
+		case st.Size() == 0:
+			return 0, fmt.Errorf("the %s at %q is empty: %s", f.what, f.path, f.next)
+		}
+		imageBytes = st.Size()
+	}
+	return imageBytes, nil
+}
+
+func jailConfig(s hypervisor.Spec, argv []string) jail.Config {
+	c := jail.Config{
+		Root: s.Dir,
+		Argv: argv,
+		Binds: []jail.Bind{
+			{Source: s.Kernel, Target: jailKernel},
+			{Source: s.Image, Target: jailImage},
+		},
+		Capabilities: capabilities,
+		CgroupProcs:  s.CgroupProcs,
+		OOMScoreAdj:  s.OOMScoreAdj,
+		Hostname:     "bulkhead",
+		Stage:        share.StageDir,
+		Export:       share.ExportDir,
+	}
+	if s.Accelerator == hypervisor.KVM {
+		c.Devices = []string{"/dev/kvm"}
+	}
+	return c
+}
+
+// errorLogSize bounds what QEMU may write to its standard error: a guest can
+// make it complain without end. The beginning is kept; it is where a failed
+// start explains itself.
+const errorLogSize = 16 << 10
+
+// newErrorLog is memory that cannot grow: no file to fill a disk, nobody needed
+// to read it, and an adopter finds it in /proc.
+func newErrorLog() (*os.File, error) {
+	fd, err := unix.MemfdCreate("qemu-stderr", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, fmt.Errorf("making the vm's error log: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "qemu-stderr")
+	err = f.Truncate(errorLogSize)
+	if err == nil {
+		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("making the vm's error log: %w", err)
+	}
+	return f, nil
+}
+
+func openErrorLog(rec hypervisor.Record) (*os.File, error) {
+	pin, err := rec.Pidfd() // the process is the right one before its files are opened
+	if err != nil {
+		return nil, err
+	}
+	defer pin.Close()
+	f, err := os.Open(fmt.Sprintf("/proc/%d/fd/2", rec.PID))
+	if err != nil {
+		return nil, fmt.Errorf("opening the vm's error log: %w", err)
+	}
+	return f, nil
+}
+
+// errorLogText is what QEMU wrote, without its own noise.
+func errorLogText(log *os.File) string {
+	b := make([]byte, errorLogSize)
+	n, err := log.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return ""
+	}
+	return strings.TrimSpace(printable(b[:n]))
+}
+
+// withErrorLog adds the last thing QEMU said to err.
+func withErrorLog(err error, log *os.File) error {
+	if line := lastLine(errorLogText(log)); line != "" {
+		return fmt.Errorf("%w: qemu says: %s", err, line)
+	}
+	return err
+}
+
+func lastLine(text string) string {
+	line := text[strings.LastIndexByte(text, '\n')+1:]
+	return line[:min(len(line), 300)]
+}

@@ -1,0 +1,140 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Program guest is PID 1 of the guests that the driver's tests boot: it mounts
+// the share and obeys one-line commands on the port bulkhead.ctl, answering
+// each with one line.
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	for _, m := range [][3]string{{"proc", "/proc", "proc"}, {"sysfs", "/sys", "sysfs"}, {"tmpfs", "/run", "tmpfs"}} {
+		if err := syscall.Mount(m[0], m[1], m[2], 0, ""); err != nil {
+			fmt.Printf("mounting %s: %v\n", m[1], err)
+		}
+	}
+	uptime, _ := os.ReadFile("/proc/uptime")
+	_ = os.MkdirAll("/run/share", 0o755)
+	if err := syscall.Mount("share", "/run/share", "9p", 0, "trans=virtio,version=9p2000.L,msize=131072,cache=none"); err != nil {
+		fmt.Printf("mounting the share: %v\n", err)
+	}
+	ctl, port := open("bulkhead.ctl"), open("bulkhead.io")
+	go echo(port)
+	fmt.Fprintf(ctl, "ready %s\n", strings.Fields(string(uptime))[0])
+	serve(ctl)
+}
+
+// open finds the port by its name.
+func open(name string) *os.File {
+	for {
+		names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+		for _, n := range names {
+			if b, _ := os.ReadFile(n); strings.TrimSpace(string(b)) == name {
+				f, err := os.OpenFile("/dev/"+filepath.Base(filepath.Dir(n)), os.O_RDWR, 0)
+				if err == nil {
+					return f
+				}
+				fmt.Println(err)
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func echo(f *os.File) {
+	buf := make([]byte, 4096)
+	for {
+		n, err := f.Read(buf)
+		if err != nil && err != io.EOF {
+			return
+		}
+		if n == 0 {
+			time.Sleep(10 * time.Millisecond) // the host end is not connected
+			continue
+		}
+		_, _ = f.Write(buf[:n])
+	}
+}
+
+func serve(ctl *os.File) {
+	for {
+		line, err := bufio.NewReader(ctl).ReadString('\n')
+		if err != nil {
+			time.Sleep(10 * time.Millisecond)
+			continue
+		}
+		fmt.Fprintf(ctl, "%s\n", obey(strings.Fields(line)))
+	}
+}
+
+func obey(words []string) string {
+	arg := func(i int) string {
+		if i < len(words) {
+			return words[i]
+		}
+		return ""
+	}
+	var err error
+	switch arg(0) {
+	case "echo":
+		return strings.Join(words[1:], " ")
+	case "read":
+		b, err := os.ReadFile(arg(1))
+		if err != nil {
+			return err.Error()
+		}
+		return strings.ReplaceAll(strings.TrimSpace(string(b)), "\n", "|")
+	case "list":
+		entries, err := os.ReadDir(arg(1))
+		if err != nil {
+			return err.Error()
+		}
+		var names []string
+		for _, e := range entries {
+			names = append(names, e.Name())
+		}
+		return strings.Join(names, " ")
+	case "write":
+		err = os.WriteFile(arg(1), []byte(arg(2)), 0o644)
+	case "mkdir":
+		err = os.Mkdir(arg(1), 0o755)
+	case "chown":
+		err = os.Chown(arg(1), 1234, 1234)
+	case "chmod":
+		err = os.Chmod(arg(1), 0o4751)
+	case "mknod":
+		err = syscall.Mknod(arg(1), syscall.S_IFCHR|0o600, 1<<8|3)
+	case "symlink":
+		err = os.Symlink(arg(1), arg(2))
+	case "setxattr":
+		err = syscall.Setxattr(arg(1), arg(2), []byte(arg(3)), 0)
+	case "print":
+		line := strings.Repeat("x", 99) + "\n"
+		for range 4000 {
+			_, _ = os.Stdout.WriteString(line)
+		}
+		fmt.Println("last line")
+	case "poweroff":
+		err = syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+	case "reboot":
+		err = syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART)
+	case "panic":
+		os.Exit(7)
+	default:
+		return "what is " + arg(0) + "?"
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return "ok"
+}

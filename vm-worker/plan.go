@@ -1,0 +1,121 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"bulkhead/bus"
+	"bulkhead/bus/config"
+	vmv1 "bulkhead/proto/vm/v1"
+)
+
+// defaultCPUPeriod is what the kernel uses when a quota comes without a period
+// (Documentation/scheduler/sched-bwc.rst), in microseconds.
+const defaultCPUPeriod = 100_000
+
+// Annotations by which engines say that a container belongs into the sandbox of
+// another one: containerd's CRI plugin, then CRI-O and Podman.
+var podAnnotations = []struct{ kind, member, sandbox string }{
+	{"io.kubernetes.cri.container-type", "container", "io.kubernetes.cri.sandbox-id"},
+	{"io.kubernetes.cri-o.ContainerType", "container", "io.kubernetes.cri-o.SandboxID"},
+}
+
+// plan is what a create request asks for, checked and derived before anything
+// is touched.
+type plan struct {
+	req      *vmv1.CreateRequest
+	key      string
+	spec     *specs.Spec
+	joins    string // key of the container whose VM this one shares, or empty
+	vcpus    uint32
+	memory   uint64 // bytes of guest memory
+	mounts   []plannedMount
+	terminal bool
+}
+
+// plannedMount is a handed mount and its place below the guest's share.
+type plannedMount struct {
+	*vmv1.HandedMount
+	source string // relative to the share: <key>/rootfs or <key>/m<index>
+}
+
+// maxMounts bounds the mounts of one container; a descriptor stands for each.
+const maxMounts = 1000
+
+func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
+	ref := req.GetRef()
+	if ref.GetId() == "" || !filepath.IsAbs(ref.GetRoot()) {
+		return nil, bus.Errorf(bus.InvalidArgument, "create needs a container id and an absolute root, not id %q under %q", ref.GetId(), ref.GetRoot())
+	}
+	p := &plan{req: req, key: bus.ContainerKey(ref.Root, ref.Id), spec: &specs.Spec{}}
+	if err := json.Unmarshal([]byte(req.Config), p.spec); err != nil {
+		return nil, bus.Errorf(bus.InvalidArgument, "config of container %s is not a runtime-spec config: %w", ref.Id, err)
+	}
+	if p.spec.Process == nil || p.spec.Root == nil || p.spec.Linux == nil {
+		return nil, bus.Errorf(bus.InvalidArgument, "config of container %s needs process, root and linux", ref.Id)
+	}
+	p.terminal = p.spec.Process.Terminal
+	for _, a := range podAnnotations {
+		if p.spec.Annotations[a.kind] == a.member && p.spec.Annotations[a.sandbox] != "" {
+			p.joins = bus.ContainerKey(ref.Root, p.spec.Annotations[a.sandbox])
+			break
+		}
+	}
+	if err := p.planMounts(); err != nil {
+		return nil, err
+	}
+	return p, p.planSize(cfg)
+}
+
+func (p *plan) planMounts() error {
+	if n := len(p.req.Mounts); n == 0 || n > maxMounts {
+		return bus.Errorf(bus.InvalidArgument, "create hands over %d mounts; it needs the root file system and at most %d", n, maxMounts)
+	}
+	roots := 0
+	for _, m := range p.req.Mounts {
+		source := p.key + "/m" + itoa(m.Index)
+		if m.Destination == "/" {
+			roots++
+			source = p.key + "/rootfs"
+		} else if !filepath.IsAbs(m.Destination) || strings.ContainsRune(m.Destination, 0) {
+			return bus.Errorf(bus.InvalidArgument, "mount destination %q is not an absolute path", m.Destination)
+		}
+		p.mounts = append(p.mounts, plannedMount{m, source})
+	}
+	if roots != 1 {
+		return bus.Errorf(bus.InvalidArgument, "create hands over %d root file systems instead of one", roots)
+	}
+	return nil
+}
+
+// planSize derives the VM's processors and memory from the container's limits.
+func (p *plan) planSize(cfg config.VM) error {
+	p.vcpus = uint32(cfg.VCPUs)
+	reserve := uint64(cfg.OverheadMiB) << 20
+	p.memory = uint64(cfg.MemoryMiB)<<20 + reserve
+	r := p.spec.Linux.Resources
+	if r == nil {
+		return nil
+	}
+	if r.CPU != nil && r.CPU.Quota != nil && *r.CPU.Quota > 0 {
+		period := uint64(defaultCPUPeriod)
+		if r.CPU.Period != nil && *r.CPU.Period > 0 {
+			period = *r.CPU.Period
+		}
+		whole := (uint64(*r.CPU.Quota) + period - 1) / period
+		p.vcpus = uint32(min(max(whole, 1), uint64(runtime.NumCPU())))
+	}
+	if r.Memory != nil && r.Memory.Limit != nil && *r.Memory.Limit > 0 {
+		p.memory = uint64(*r.Memory.Limit) + reserve
+	}
+	// Guests get whole mebibytes.
+	p.memory = (p.memory + 1<<20 - 1) &^ (1<<20 - 1)
+	return nil
+}

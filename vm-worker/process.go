@@ -1,0 +1,95 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker
+
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hypervisor"
+)
+
+// hostProcess is a process of the host that is not our child, held by a pidfd
+// so that its end is an event and its pid cannot be taken for another's.
+type hostProcess struct {
+	pid   int
+	pidfd *os.File
+}
+
+// openProcess takes hold of pid, provided it is still the process that started
+// at startTime (field 22 of /proc/<pid>/stat; 0 accepts any).
+func openProcess(pid int, startTime uint64) (*hostProcess, error) {
+	p := hypervisor.Process{PID: pid, StartTime: startTime}
+	if startTime == 0 {
+		found, err := hypervisor.FindProcess(pid)
+		if err != nil {
+			return nil, err
+		}
+		p = found
+	}
+	pidfd, err := p.Pidfd()
+	if err != nil {
+		return nil, err
+	}
+	return &hostProcess{pid: pid, pidfd: pidfd}, nil
+}
+
+// openRelay takes hold of the relay a record or a request names.
+func openRelay(r *vmv1.Relay) (*hostProcess, error) {
+	if r.GetPid() <= 1 {
+		return nil, errors.New("no relay process is named")
+	}
+	return openProcess(int(r.Pid), r.StartTime)
+}
+
+// wait returns when the process has ended (a zombie has), or when the handle is
+// closed. It waits in the runtime's poller: a thousand containers hold no threads.
+func (p *hostProcess) wait() {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Read(pidfdEnded)
+}
+
+// ended tells whether the process is dead, without waiting.
+func (p *hostProcess) ended() bool {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return true
+	}
+	ended := true
+	if err := raw.Control(func(fd uintptr) { ended = pidfdEnded(fd) }); err != nil {
+		return true
+	}
+	return ended
+}
+
+// pidfdEnded tells whether the pidfd is readable, which it is from the moment
+// its process is dead.
+func pidfdEnded(fd uintptr) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err == nil && n > 0
+}
+
+// signal sends a signal to exactly this process.
+func (p *hostProcess) signal(sig unix.Signal) error {
+	raw, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	if err := raw.Control(func(fd uintptr) { sent = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err != nil {
+		return err
+	}
+	if errors.Is(sent, unix.ESRCH) {
+		return nil
+	}
+	return sent
+}
+
+func (p *hostProcess) close() { _ = p.pidfd.Close() }
