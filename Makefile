@@ -7,7 +7,7 @@ BUILD      := build
 BIN        := $(BUILD)/bin
 GUEST      := $(BUILD)/guest
 VERSION    := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
-LDFLAGS    := -s -w -X bulkhead/bus.Version=$(VERSION)
+LDFLAGS    := -s -w -X bulkhead/bus/version.Commit=$(VERSION)
 CACHE      := $(or $(BULKHEAD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bulkhead)
 TOOLS      := $(CACHE)/tools
 GO         := go
@@ -78,11 +78,11 @@ proto: ## regenerate the Go code of proto/ (needs protobuf-compiler and libproto
 
 .PHONY: up
 up: build guest ## start a daemon from the tree, in the background
-	@deploy/dev/up $(BUILD)
+	@$(GO) run ./deploy/dev up $(BUILD)
 
 .PHONY: down
 down: ## stop the daemon that make up started, and its VMs
-	@deploy/dev/down $(BUILD)
+	@$(GO) run ./deploy/dev down $(BUILD)
 
 ##@ Check
 

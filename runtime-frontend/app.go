@@ -92,7 +92,10 @@ func (e *unknownCommand) Error() string {
 // them take "--flag v", "--flag=v", single-dash long flags and shorts; short flags cannot be joined ("-td"), because
 // "-no-subreaper" is one flag. Its start-up costs no time that can be measured next to that of the process.
 func Main(ctx context.Context, args []string, std Streams) int {
-	g := &globals{std: std}
+	return runLine(ctx, args, &globals{std: std, startRelay: startShadow})
+}
+
+func runLine(ctx context.Context, args []string, g *globals) int {
 	status := failureStatus
 	root := &cli.Command{
 		Name:            "bulkhead",
@@ -101,14 +104,14 @@ func Main(ctx context.Context, args []string, std Streams) int {
 		Flags:           g.flags(),
 		HideVersion:     true, // ours also tells the commit and the specification
 		HideHelpCommand: true, // "help" is a legal container id
-		Writer:          std.Out,
+		Writer:          g.std.Out,
 		ErrWriter:       io.Discard, // errors are reported once, by us
 		ExitErrHandler:  func(context.Context, *cli.Command, error) {},
 		OnUsageError:    func(_ context.Context, _ *cli.Command, err error, _ bool) error { return err },
 		Action: func(_ context.Context, c *cli.Command) error {
 			switch {
 			case g.version:
-				return printVersion(std.Out)
+				return printVersion(g.std.Out)
 			case c.Args().Len() == 0:
 				return cli.ShowRootCommandHelp(c)
 			default:

@@ -112,7 +112,7 @@ func execute(ctx context.Context, inv *invocation) (_ int, retErr error) {
 			undo.run(ctx)
 		}
 	}()
-	relay, err := startRelay(setUp, execSpec(inv, cfg.Host.RunDir, process, record.GetRelay(), opts))
+	relay, err := inv.startRelay(setUp, execSpec(inv, cfg.Host.RunDir, process, record.GetRelay(), opts))
 	if err != nil {
 		return 0, fmt.Errorf("starting the program's host process: %w", err)
 	}
@@ -124,7 +124,7 @@ func execute(ctx context.Context, inv *invocation) (_ int, retErr error) {
 	if err != nil {
 		return 0, interrupted(signalCtx, orNotFound(err))
 	}
-	if err := finish(relay, opts); err != nil {
+	if err := finish(setUp, relay, opts); err != nil {
 		return 0, err
 	}
 	if !opts.foreground {

@@ -17,6 +17,7 @@ import (
 // globals are the flags that stand before the command.
 type globals struct {
 	std           Streams
+	startRelay    startRelay
 	root          string
 	log           string
 	logFormat     string

@@ -6,8 +6,7 @@ package frontend
 import (
 	"context"
 	"fmt"
-	"regexp"
-	"sync"
+	"strings"
 
 	"github.com/urfave/cli/v3"
 	"google.golang.org/protobuf/proto"
@@ -114,15 +113,18 @@ func lookUp(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef) (*vmv1
 // errNotFound has the words by which engines know that a container is gone.
 var errNotFound = bus.Errorf(bus.NotFound, "container does not exist")
 
-var idForm = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[A-Za-z0-9_+.-]{1,1024}$`) })
+const maxID = 1024
 
 // checkID follows runc's rule for container ids.
 func checkID(id string) error {
 	if id == "" {
 		return fmt.Errorf("container id cannot be empty")
 	}
-	if id == "." || id == ".." || !idForm().MatchString(id) {
-		return fmt.Errorf("invalid container id %q: use 1 to 1024 of A-Z a-z 0-9 _ + . -", id)
+	foreign := func(c rune) bool {
+		return !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.ContainsRune("_+.-", c))
+	}
+	if id == "." || id == ".." || len(id) > maxID || strings.ContainsFunc(id, foreign) {
+		return fmt.Errorf("invalid container id %q: use 1 to %d of A-Z a-z 0-9 _ + . -", id, maxID)
 	}
 	return nil
 }

@@ -101,7 +101,7 @@ func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts l
 		return hooks.RunAll(ctx, "poststop", b.Dir, b.Spec.Hooks.Poststop, state)
 	})
 
-	relay, err := startRelay(ctx, initSpec(inv, cfg.Host.RunDir, b, opts))
+	relay, err := inv.startRelay(ctx, initSpec(inv, cfg.Host.RunDir, b, opts))
 	if err != nil {
 		return nil, fmt.Errorf("starting the container's host process: %w", err)
 	}
@@ -134,13 +134,13 @@ func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts l
 	if err != nil {
 		return nil, interrupted(ctx, err)
 	}
-	return relay, finish(relay, opts)
+	return relay, finish(ctx, relay, opts)
 }
 
 // finish tells the caller about a process that is set up: its terminal, its
 // pidfd and, last, its pid. After that the relay lives without us.
-func finish(relay relay, opts launchOptions) error {
-	if err := relay.SendConsole(); err != nil {
+func finish(ctx context.Context, relay relay, opts launchOptions) error {
+	if err := relay.SendConsole(ctx); err != nil {
 		return fmt.Errorf("sending the terminal to %q: %w", opts.consoleSocket, err)
 	}
 	pid := int(relay.Identity().GetPid())

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bulkhead/bus"
-	vmv1 "bulkhead/proto/vm/v1"
 )
 
 var runCommand = command{
@@ -115,19 +114,4 @@ func forwarded(sig unix.Signal) bool {
 		return false
 	}
 	return true
-}
-
-// relay is the host process that stands for a container process, as commands
-// need it: runtime-frontend/shadow starts the real one.
-type relay interface {
-	// Identity is what the worker and callers know it by.
-	Identity() *vmv1.Relay
-	// SendConsole sends the terminal's master to the console socket, if there is one.
-	SendConsole() error
-	// Commit lets it live on when this command ends.
-	Commit() error
-	// Kill ends it and waits for its end.
-	Kill()
-	// Wait waits for its end and gives its exit status, 128+n for signal n.
-	Wait(ctx context.Context) (int, error)
 }

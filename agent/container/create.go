@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 
+	// Registers the device rules of cgroup v2, which are BPF programs.
+	_ "github.com/opencontainers/cgroups/devices"
 	"github.com/opencontainers/runc/libcontainer"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )

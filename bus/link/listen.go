@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -193,10 +194,11 @@ func setWriteDeadline(port any, t time.Time) error {
 // guestEnd is the guest's half: payloads come from the listener's reader, one
 // at a time and without a copy.
 type guestEnd struct {
-	l     *Listener
-	in    chan []byte
-	taken chan struct{}
-	owes  bool // the payload returned last has not been given back
+	l       *Listener
+	in      chan []byte
+	taken   chan struct{}
+	owes    bool        // the payload returned last has not been given back
+	holding atomic.Bool // a frame of this session is being written to the port
 
 	readDeadline  deadline
 	writeDeadline deadline
@@ -240,8 +242,10 @@ func (g *guestEnd) send(s *Session, frame []byte) error {
 	if err := s.Err(); err != nil {
 		return err
 	}
+	g.holding.Store(true)
 	setWriteDeadline(g.l.port, g.writeDeadline.at())
 	n, err := g.l.port.Write(frame)
+	g.holding.Store(false)
 	if err != nil && n > 0 {
 		s.finish(ErrTorn)
 	}
@@ -255,6 +259,9 @@ func (g *guestEnd) setReadDeadline(t time.Time) error {
 
 func (g *guestEnd) setWriteDeadline(t time.Time) error {
 	g.writeDeadline.set(t)
+	if g.holding.Load() {
+		setWriteDeadline(g.l.port, t)
+	}
 	return nil
 }
 

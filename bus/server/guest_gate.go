@@ -46,16 +46,14 @@ func (g *gate) run() error {
 	ended := make(chan error, 2)
 	go func() { ended <- g.fromGuest(); g.close() }()
 	go func() { ended <- g.toGuest(); g.close() }()
-	err := <-ended // the first is the cause, the second its echo
-	second := <-ended
-	// The server may close right after it told the guest why.
-	if errors.Is(err, errGuestGone) {
-		var cut *malformedError
-		if errors.As(second, &cut) {
-			return second
-		}
+	first, second := <-ended, <-ended
+	// The first is the cause and the second its echo, unless the second is the
+	// one that knows what the guest did.
+	var cut *malformedError
+	if !errors.As(first, &cut) && errors.As(second, &cut) {
+		return second
 	}
-	return err
+	return first
 }
 
 // close ends both connections.

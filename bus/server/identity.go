@@ -167,20 +167,20 @@ func (c *boundConn) Close() error {
 	return c.Conn.Close()
 }
 
-// readInfo reads the first line, byte by byte so as not to take more.
+// readInfo reads the first line. The server says nothing more until the client
+// has spoken, so there is nothing behind it to lose.
 func readInfo(conn net.Conn) ([]byte, error) {
 	if err := conn.SetReadDeadline(time.Now().Add(infoTimeout)); err != nil {
 		return nil, fmt.Errorf("read the server's INFO: %w", err)
 	}
-	line := make([]byte, 0, 512)
-	var one [1]byte
-	for len(line) < maxInfo {
-		if _, err := conn.Read(one[:]); err != nil {
+	line := make([]byte, maxInfo)
+	for n := 0; n < maxInfo; {
+		got, err := conn.Read(line[n:])
+		if err != nil {
 			return nil, fmt.Errorf("read the server's INFO: %w", err)
 		}
-		line = append(line, one[0])
-		if one[0] == '\n' {
-			return line, conn.SetReadDeadline(time.Time{})
+		if n += got; line[n-1] == '\n' {
+			return line[:n], conn.SetReadDeadline(time.Time{})
 		}
 	}
 	return nil, fmt.Errorf("the server's INFO is longer than %d bytes", maxInfo)

@@ -101,7 +101,11 @@ func (e *Endpoint) Serve(ctx context.Context, s Session) error {
 	e.mu.Unlock()
 
 	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(ctx, func() { s.Close() })
+	closed := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		s.Close()
+		close(closed)
+	})
 	sent := make(chan error, 1)
 	go func() {
 		err := e.send(ctx, s)
@@ -111,9 +115,7 @@ func (e *Endpoint) Serve(ctx context.Context, s Session) error {
 	err := e.receive(s)
 	cancel()
 	sendErr := <-sent
-	if stop() {
-		s.Close()
-	}
+	<-closed
 	if sendErr != nil && !errors.Is(sendErr, context.Canceled) {
 		return sendErr
 	}

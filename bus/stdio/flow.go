@@ -83,12 +83,17 @@ func (s *Sender) AppendNext(b []byte, stream uint8, channel uint32) []byte {
 	return b
 }
 
-// Ack takes an ACK. An offset never sent is a violation by the peer.
+// Ack takes an ACK. It may be ahead of the cursor, which RESUME can have moved
+// back meanwhile; an offset never written is a violation by the peer.
 func (s *Sender) Ack(off, limit uint64, flags uint16) error {
-	if off > s.next && !s.closed {
+	if s.closed {
+		return nil
+	}
+	if off > s.ring.End() {
 		return ErrOffset
 	}
 	s.ring.Free(off)
+	s.next = max(s.next, off)
 	s.limit = max(s.limit, limit)
 	if flags&FlagEOF != 0 && s.eof && off == s.ring.End() {
 		s.eofAcked = true
@@ -182,8 +187,7 @@ func (r *Receiver) EOF(off uint64) (resume bool, err error) {
 	return false, nil
 }
 
-// Peek returns bytes to write onward, valid until the next Done or Close; Data may be called meanwhile only if
-// the caller copied them, so Next is the safe form.
+// Next copies the next bytes to write onward into p and returns how many.
 func (r *Receiver) Next(p []byte) int { return r.ring.CopyAt(p, r.ring.Base()) }
 
 // Pending is how many bytes wait to be written onward.

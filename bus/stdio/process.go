@@ -101,6 +101,13 @@ func (p *Process) output(i int) *os.File {
 	}
 }
 
+func (p *Process) input() *os.File {
+	if p.term {
+		return p.streams.Terminal
+	}
+	return p.streams.Stdin
+}
+
 // start begins moving bytes. Callers hold e.mu.
 func (p *Process) start() {
 	for i := range p.out {
@@ -113,10 +120,7 @@ func (p *Process) start() {
 		p.moving.Add(1)
 		go p.read(i, f)
 	}
-	in := p.streams.Stdin
-	if p.term {
-		in = p.streams.Terminal
-	}
+	in := p.input()
 	if in == nil {
 		p.in.Close()
 		return
@@ -144,6 +148,9 @@ func (p *Process) Exited(code int) {
 		if f := p.output(i); f != nil {
 			f.SetReadDeadline(time.Unix(1, 0)) // interrupt the read; its goroutine takes the rest
 		}
+	}
+	if f := p.input(); f != nil {
+		f.SetWriteDeadline(time.Unix(1, 0))
 	}
 	p.checkExit()
 	p.e.markReady(p)
@@ -176,7 +183,7 @@ func (p *Process) checkExit() {
 	}
 }
 
-// Resize sets the terminal's size.
+// resize sets the terminal's size.
 func resize(f *os.File, rows, cols uint16) error {
 	raw, err := f.SyscallConn()
 	if err != nil {

@@ -12,7 +12,7 @@ var errType = errors.New("stdio: frame type not for this end")
 func (p *Process) handle(f Frame) (after func(), err error) {
 	switch f.Type {
 	case TypeData, TypeEOF:
-		return nil, p.input(f)
+		return nil, p.takeInput(f)
 	case TypeAck, TypeResume:
 		return p.window(f)
 	case TypeSync:
@@ -49,7 +49,7 @@ func (p *Process) handle(f Frame) (after func(), err error) {
 	return after, nil
 }
 
-func (p *Process) input(f Frame) error {
+func (p *Process) takeInput(f Frame) error {
 	if f.Stream != Stdin {
 		return errType
 	}

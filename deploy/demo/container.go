@@ -30,10 +30,10 @@ const containerID = "demo"
 
 // runContainer runs the container as a user would, by "bulkhead run", and looks
 // at its VM while it waits for a line.
-func runContainer(ctx context.Context, d *daemon, bundle string) (*outcome, error) {
+func runContainer(ctx context.Context, h *host, bundle string) (*outcome, error) {
 	step("bulkhead run: relay, VM, agent, container")
 	began := time.Now()
-	cmd := exec.CommandContext(ctx, d.cli, "--config", d.config, "--root", d.root, "run", "--bundle", bundle, containerID)
+	cmd := exec.CommandContext(ctx, h.cli, "--config", h.Config, "--root", h.root, "run", "--bundle", bundle, containerID)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -49,7 +49,7 @@ func runContainer(ctx context.Context, d *daemon, bundle string) (*outcome, erro
 	}
 	o := &outcome{}
 	defer func() { // a demo that fails half way leaves nothing either
-		_ = exec.Command(d.cli, "--config", d.config, "--root", d.root, "delete", "--force", containerID).Run()
+		_ = exec.Command(h.cli, "--config", h.Config, "--root", h.root, "delete", "--force", containerID).Run()
 	}()
 	lines := bufio.NewScanner(stdout)
 	for lines.Scan() {
@@ -59,7 +59,7 @@ func runContainer(ctx context.Context, d *daemon, bundle string) (*outcome, erro
 		}
 		o.output = append(o.output, lines.Text())
 		if strings.HasPrefix(lines.Text(), "root") { // the last line before it waits
-			if err := o.look(ctx, d); err != nil {
+			if err := o.look(ctx, h); err != nil {
 				return nil, err
 			}
 			if _, err := io.WriteString(stdin, "a line\n"); err != nil {
@@ -76,14 +76,14 @@ func runContainer(ctx context.Context, d *daemon, bundle string) (*outcome, erro
 		return nil, err
 	}
 	if o.code != exitCode {
-		return nil, fmt.Errorf("the container ended with %d instead of %d: %s\n%s", o.code, exitCode, stderr.String(), d.lastLog())
+		return nil, fmt.Errorf("the container ended with %d instead of %d: %s\n%s", o.code, exitCode, stderr.String(), h.LastLog())
 	}
 	return o, nil
 }
 
 // look asks the bus about the VM.
-func (o *outcome) look(ctx context.Context, d *daemon) error {
-	list, err := bus.Call[vmv1.ListReply](ctx, d.conn, d.conn.Subject("vm", "list"), &vmv1.ListRequest{Root: d.root})
+func (o *outcome) look(ctx context.Context, h *host) error {
+	list, err := bus.Call[vmv1.ListReply](ctx, h.conn, h.conn.Subject("vm", "list"), &vmv1.ListRequest{Root: h.root})
 	if err != nil {
 		return err
 	}
@@ -91,7 +91,7 @@ func (o *outcome) look(ctx context.Context, d *daemon) error {
 		return fmt.Errorf("%d VMs run instead of one", len(list.Sandboxes))
 	}
 	o.sandbox = list.Sandboxes[0]
-	o.stats, err = bus.Call[vmv1.StatsReply](ctx, d.conn, d.conn.Subject("vm", "stats"),
-		&vmv1.StatsRequest{Ref: &vmv1.ContainerRef{Root: d.root, Id: containerID}})
+	o.stats, err = bus.Call[vmv1.StatsReply](ctx, h.conn, h.conn.Subject("vm", "stats"),
+		&vmv1.StatsRequest{Ref: &vmv1.ContainerRef{Root: h.root, Id: containerID}})
 	return err
 }

@@ -51,18 +51,18 @@ func run(ctx context.Context, build string) (err error) {
 
 	step("starting the host daemon (embedded NATS server, vm worker, network and ksm services)")
 	began := time.Now()
-	d, err := startDaemon(ctx, build, dir)
+	h, err := startHost(ctx, build, dir)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if stopErr := d.stop(); err == nil {
+		if stopErr := h.stop(); err == nil {
 			err = stopErr
 		}
 	}()
 	done(began)
 
-	rtt, err := d.busRoundTrip(ctx)
+	rtt, err := h.busRoundTrip(ctx)
 	if err != nil {
 		return err
 	}
@@ -70,11 +70,11 @@ func run(ctx context.Context, build string) (err error) {
 	if err != nil {
 		return err
 	}
-	c, err := runContainer(ctx, d, bundle)
+	c, err := runContainer(ctx, h, bundle)
 	if err != nil {
 		return err
 	}
-	report(d, c, rtt)
+	report(c, rtt)
 	return nil
 }
 

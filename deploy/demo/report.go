@@ -18,7 +18,7 @@ var phases = []struct{ key, name string }{
 	{"container_start", "container process started"},
 }
 
-func report(d *daemon, o *outcome, rtt time.Duration) {
+func report(o *outcome, rtt time.Duration) {
 	host, _ := os.ReadFile("/proc/sys/kernel/osrelease")
 	fmt.Printf("\n  host kernel   %s\n  guest kernel  %s\n", strings.TrimSpace(string(host)), o.sandbox.Kernel)
 	fmt.Printf("  accelerator   %s: %s\n", o.sandbox.Accelerator, o.sandbox.AcceleratorReason)

@@ -263,7 +263,7 @@ func requireTools(tb testing.TB, tools ...string) {
 	tb.Helper()
 	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
-			tb.Skipf("%s is not installed", tool)
+			tb.Skipf("%s is not installed, or not in PATH (/usr/sbin)", tool)
 		}
 	}
 }

@@ -46,7 +46,7 @@ func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
 		// guest of ours has a driver for, and code a hostile one could reach.
 		"-machine", "q35,hpet=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,usb=off,graphics=off,dump-guest-core=off,mem-merge=on",
 		"-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1",
-		"-m", strconv.FormatInt(memoryMiB(s.MemoryBytes), 10) + "M",
+		"-m", memory(s, imageBytes),
 		"-smp", strconv.FormatUint(uint64(max(s.VCPUs, 1)), 10),
 		"-rtc", "base=utc",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
@@ -89,7 +89,16 @@ func acceleration(a hypervisor.Accelerator) []string {
 const tbSizeMiB = 32
 
 // firmware is qboot, which does what a PVH start needs and no more.
-func firmware() []string { return []string{"-bios", "qboot.rom"} }
+func firmware() []string { return []string{"-bios", "bios-256k.bin"} }
+
+// memory leaves room above the guest's RAM for the image, which is a memory
+// device; its address space is aligned to a GiB.
+func memory(s hypervisor.Spec, imageBytes int64) string {
+	ram := memoryMiB(s.MemoryBytes)
+	const gib = 1 << 10 // in MiB
+	room := (memoryMiB(uint64(imageBytes))/gib + 2) * gib
+	return fmt.Sprintf("%dM,slots=1,maxmem=%dM", ram, ram+room)
+}
 
 // memoryMiB rounds up: the kernel wants whole pages, a person whole MiB.
 func memoryMiB(bytes uint64) int64 { return int64((bytes + 1<<20 - 1) >> 20) }

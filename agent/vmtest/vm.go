@@ -1,0 +1,233 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package vmtest boots the agent as PID 1 of a real VM, in QEMU without
+// hardware virtualisation, and plays the host: the bus, the router and the
+// relays. The tests of what the agent promises are beside it.
+//
+// Only tests may import it. The invariant: a test leaves no process, no socket
+// and no file outside its temporary directory.
+package vmtest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"bulkhead/bus"
+	"bulkhead/bus/link"
+	agentv1 "bulkhead/proto/agent/v1"
+)
+
+// Sandbox is the name of the VM that Boot starts.
+const Sandbox = "vmtest"
+
+// VM is a running guest and the host around it.
+type VM struct {
+	Conn  *bus.Conn      // the host's connection to the bus
+	Share string         // the directory behind the guest's share
+	Ready *agentv1.Ready // what the agent said first
+	Phase Phases
+
+	t       testing.TB
+	console *console
+	server  *server.Server
+	streams *streams
+	exits   chan *agentv1.Exited
+	wg      sync.WaitGroup
+}
+
+// Phases are the moments of a boot, since QEMU was started.
+type Phases struct {
+	Linked time.Duration // the guest confirmed the control session
+	Ready  time.Duration // the agent serves requests
+	Agent  time.Duration // the guest's own uptime at the agent's main
+}
+
+type console struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf.Write(p)
+}
+
+func (c *console) String() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.buf.String()
+}
+
+// Boot starts a VM and waits until its agent is ready. The end of the test ends it.
+func Boot(t testing.TB) *VM {
+	t.Helper()
+	image := guestImage(t)
+	dir := t.TempDir()
+	vm := &VM{t: t, Share: filepath.Join(dir, "share"), console: &console{}, exits: make(chan *agentv1.Exited, 1024)}
+	if err := os.Mkdir(vm.Share, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	vm.startBus()
+	ready := make(chan *agentv1.Ready, 8)
+	watch(t, vm.Conn, "ready", ready)
+	watch(t, vm.Conn, "exited", vm.exits)
+	ctx, cancel := context.WithCancel(context.Background())
+	begun := time.Now()
+	ended := vm.startQEMU(ctx, image, dir)
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+		vm.wg.Wait()
+		if t.Failed() {
+			t.Logf("the guest's console:\n%s", vm.console)
+		}
+	})
+	vm.streams = newStreams()
+	vm.wg.Go(func() { vm.serveIO(ctx, filepath.Join(dir, "io.sock")) })
+	vm.wg.Go(func() { vm.serveCtl(ctx, filepath.Join(dir, "ctl.sock"), begun) })
+	select {
+	case vm.Ready = <-ready:
+		vm.Phase.Ready = time.Since(begun)
+		vm.Phase.Agent = time.Duration(vm.Ready.GetUptimeSeconds() * float64(time.Second))
+	case <-ended:
+		t.Fatalf("the VM ended before its agent was ready; it says:\n%s", vm.console)
+	case <-time.After(30 * time.Second):
+		t.Fatalf("the agent did not become ready; the guest's console:\n%s", vm.console)
+	}
+	return vm
+}
+
+// startBus runs a bus with nothing else on it.
+func (vm *VM) startBus() {
+	srv, err := server.NewServer(&server.Options{DontListen: true, NoSigs: true, NoLog: true, MaxPayload: 1 << 20})
+	if err != nil {
+		vm.t.Fatal(err)
+	}
+	srv.Start()
+	vm.t.Cleanup(srv.Shutdown)
+	vm.server = srv
+	nc, err := nats.Connect("", nats.InProcessServer(srv), nats.CustomInboxPrefix("_INBOX.host"))
+	if err != nil {
+		vm.t.Fatal(err)
+	}
+	vm.t.Cleanup(nc.Close)
+	if vm.Conn, err = bus.NewConn(nc, "testhost"); err != nil {
+		vm.t.Fatal(err)
+	}
+}
+
+func (vm *VM) startQEMU(ctx context.Context, image guest, dir string) (ended chan struct{}) {
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+		"-machine", "q35,hpet=off,vmport=off,smbus=off,sata=off,i8042=off,smm=off,memory-backend=ram",
+		"-accel", "tcg,tb-size=64", "-cpu", "max",
+		"-m", "256M,slots=4,maxmem=2G", "-object", "memory-backend-memfd,id=ram,size=256M,share=on",
+		"-kernel", image.kernel, "-append", "root=/dev/pmem0 rootfstype=ext4 rootflags=dax=always ro rootwait console=ttyS0 quiet panic=-1 " +
+			"tsc=reliable no_timer_check init=/sbin/bulkhead-agent bulkhead.sandbox=" + Sandbox,
+		"-object", "memory-backend-file,id=root,mem-path=" + image.image + ",size=" + strconv.FormatInt(image.size, 10) + ",share=on,readonly=on",
+		"-device", "virtio-pmem-pci,memdev=root",
+		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+		"-chardev", "socket,id=ctl,server=on,wait=off,path=" + filepath.Join(dir, "ctl.sock"),
+		"-device", "virtserialport,chardev=ctl,name=bulkhead.ctl",
+		"-chardev", "socket,id=io,server=on,wait=off,path=" + filepath.Join(dir, "io.sock"),
+		"-device", "virtserialport,chardev=io,name=bulkhead.io",
+		"-fsdev", "local,id=share,multidevs=remap,security_model=passthrough,path=" + vm.Share,
+		"-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
+	}
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	cmd.Stdout, cmd.Stderr = vm.console, vm.console
+	if err := cmd.Start(); err != nil {
+		vm.t.Fatal(err)
+	}
+	ended = make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait()
+	}()
+	return ended
+}
+
+// serveCtl carries the guest's bus connection. The in-process connection stands in for the
+// host's guest socket, which has tests of its own.
+func (vm *VM) serveCtl(ctx context.Context, path string, begun time.Time) {
+	session, err := dialPort(ctx, path)
+	if err != nil {
+		return
+	}
+	vm.Phase.Linked = time.Since(begun)
+	guest := session.NetConn()
+	conn, err := vm.server.InProcessConn()
+	if err != nil {
+		vm.t.Error(err)
+		return
+	}
+	pipe(ctx, guest, conn)
+}
+
+func (vm *VM) serveIO(ctx context.Context, path string) {
+	session, err := dialPort(ctx, path)
+	if err != nil {
+		return
+	}
+	stop := context.AfterFunc(ctx, func() { session.Close() })
+	defer stop()
+	vm.streams.serve(session)
+}
+
+// dialPort opens a session as soon as QEMU listens and the guest answers.
+func dialPort(ctx context.Context, path string) (*link.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			return link.Dial(ctx, conn)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("connecting to %s: %w", path, err)
+		case <-time.After(5 * time.Millisecond): // QEMU has no event for a listening socket
+		}
+	}
+}
+
+// pipe copies both ways until one side ends.
+func pipe(ctx context.Context, a, b net.Conn) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { a.Close(); b.Close() })
+	defer stop()
+	var wg sync.WaitGroup
+	for _, pair := range [][2]net.Conn{{a, b}, {b, a}} {
+		wg.Go(func() {
+			defer cancel()
+			buf := make([]byte, 32<<10)
+			for {
+				n, err := pair[0].Read(buf)
+				if n > 0 {
+					if _, werr := pair[1].Write(buf[:n]); werr != nil {
+						return
+					}
+				}
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

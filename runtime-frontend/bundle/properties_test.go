@@ -1,0 +1,218 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bundle
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+func TestEveryPropertyOfTheSpecHasAVerdict(t *testing.T) {
+	met := map[string]bool{}
+	var visit func(reflect.Type, string)
+	visit = func(typ reflect.Type, path string) {
+		if _, ok := properties[path]; ok {
+			met[path] = true
+			return
+		}
+		switch typ.Kind() {
+		case reflect.Pointer:
+			visit(typ.Elem(), path)
+		case reflect.Slice:
+			visit(typ.Elem(), path+"[]")
+		case reflect.Struct:
+			for i := range typ.NumField() {
+				visit(typ.Field(i).Type, childPath(path, typ.Field(i)))
+			}
+		default:
+			t.Errorf("%s has no verdict", path)
+		}
+	}
+	visit(reflect.TypeFor[specs.Spec](), "")
+	for path := range properties {
+		if !met[path] {
+			t.Errorf("verdict for %s, which the specification does not have", path)
+		}
+	}
+}
+
+// TestWhatCannotBeDoneIsRefusedByName holds an otherwise good configuration
+// with one impossible wish each against the property's name and a word of the reason.
+func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
+	one, sixty := uint16(1), uint64(60)
+	number, yes := int64(1000), true
+	class := uint32(1)
+	namespace := func(kind specs.LinuxNamespaceType, path string) func(*specs.Spec) {
+		return func(s *specs.Spec) {
+			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind })
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: kind, Path: path})
+		}
+	}
+	host := func(kind specs.LinuxNamespaceType) func(*specs.Spec) {
+		return func(s *specs.Spec) {
+			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind })
+		}
+	}
+	mount := func(m specs.Mount) func(*specs.Spec) {
+		return func(s *specs.Spec) { s.Mounts = append(s.Mounts, m) }
+	}
+	hook := []specs.Hook{{Path: "/bin/true"}}
+	mapping := []specs.LinuxIDMapping{{Size: 1}}
+	for _, c := range []struct {
+		property, reason string
+		edit             func(*specs.Spec)
+	}{
+		{"root", "needs a root file system", func(s *specs.Spec) { s.Root = nil }},
+		{"linux", "missing", func(s *specs.Spec) { s.Linux = nil }},
+		{"linux.namespaces: network", "use --network none", host(specs.NetworkNamespace)},
+		{"linux.namespaces: network", "is the host's own", namespace(specs.NetworkNamespace, "/proc/self/ns/net")},
+		{"linux.namespaces: network", "cannot be joined", namespace(specs.NetworkNamespace, "/nonexistent/netns")},
+		{"linux.namespaces: pid", "host's processes", host(specs.PIDNamespace)},
+		{"linux.namespaces: ipc", "host's IPC", host(specs.IPCNamespace)},
+		{"linux.namespaces: uts", "host's UTS", host(specs.UTSNamespace)},
+		{"linux.namespaces: mount", "host's mount", host(specs.MountNamespace)},
+		{"linux.namespaces: pid", "virtual machine of its own", namespace(specs.PIDNamespace, "/proc/1/ns/pid")},
+		{"linux.namespaces: user", "user namespaces", namespace(specs.UserNamespace, "")},
+		{"linux.namespaces: time", "time namespaces", namespace(specs.TimeNamespace, "")},
+		{"linux.namespaces: tomorrow", "unknown type", namespace("tomorrow", "")},
+		{"linux.namespaces: pid", "twice", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
+		}},
+		{"linux.uidMappings", "user namespaces", func(s *specs.Spec) { s.Linux.UIDMappings = mapping }},
+		{"linux.gidMappings", "user namespaces", func(s *specs.Spec) { s.Linux.GIDMappings = mapping }},
+		{"mounts[].uidMappings", "user namespaces", func(s *specs.Spec) { s.Mounts[7].UIDMappings = mapping }},
+		{"linux.timeOffsets", "time namespaces", func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1}} }},
+		{"linux.intelRdt", "cache", func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} }},
+		{"linux.memoryPolicy", "one memory node", func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} }},
+		{"linux.personality", "execution domains", func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32} }},
+		{"linux.netDevices", "network devices", func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} }},
+		{"linux.mountLabel", "SELinux", func(s *specs.Spec) { s.Linux.MountLabel = "system_u:object_r:container_file_t:s0" }},
+		{"process.selinuxLabel", "SELinux", func(s *specs.Spec) { s.Process.SelinuxLabel = "system_u:system_r:container_t:s0" }},
+		{"process.apparmorProfile", "AppArmor", func(s *specs.Spec) { s.Process.ApparmorProfile = "my-profile" }},
+		{"linux.seccomp.listenerPath", "seccomp notify", func(s *specs.Spec) { s.Linux.Seccomp.ListenerPath = "/run/s" }},
+		{"linux.seccomp.syscalls[].action", "SCMP_ACT_NOTIFY", func(s *specs.Spec) { s.Linux.Seccomp.Syscalls[0].Action = specs.ActNotify }},
+		{"linux.seccomp.defaultAction", "unknown value", func(s *specs.Spec) { s.Linux.Seccomp.DefaultAction = "SCMP_ACT_MAYBE" }},
+		{"linux.devices", "host's devices", func(s *specs.Spec) {
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+		}},
+		{"linux.resources.hugepageLimits", "huge page", func(s *specs.Spec) {
+			s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 1}}
+		}},
+		{"linux.resources.rdma", "RDMA", func(s *specs.Spec) { s.Linux.Resources.Rdma = map[string]specs.LinuxRdma{"mlx": {}} }},
+		{"linux.resources.network", "network classes", func(s *specs.Spec) { s.Linux.Resources.Network = &specs.LinuxNetwork{ClassID: &class} }},
+		{"linux.resources.blockIO.weight", "block devices", func(s *specs.Spec) { s.Linux.Resources.BlockIO.Weight = &one }},
+		{"linux.resources.memory.swappiness", "no swap", func(s *specs.Spec) { s.Linux.Resources.Memory.Swappiness = &sixty }},
+		{"linux.resources.memory.kernel", "kernel memory", func(s *specs.Spec) { s.Linux.Resources.Memory.Kernel = &number }},
+		{"linux.resources.memory.disableOOMKiller", "OOM killer", func(s *specs.Spec) { s.Linux.Resources.Memory.DisableOOMKiller = &yes }},
+		{"linux.resources.cpu.realtimeRuntime", "real-time", func(s *specs.Spec) { s.Linux.Resources.CPU.RealtimeRuntime = &number }},
+		{"linux.rootfsPropagation", "do not propagate", func(s *specs.Spec) { s.Linux.RootfsPropagation = "rshared" }},
+		{"hooks.createContainer", "not supported yet", func(s *specs.Spec) { s.Hooks.CreateContainer = hook }},
+		{"hooks.poststop[0].path", "not an absolute path", func(s *specs.Spec) { s.Hooks.Poststop = []specs.Hook{{Path: "true"}} }},
+		{"vm", "host's configuration", func(s *specs.Spec) { s.VM = &specs.VM{} }},
+		{"windows", "another platform", func(s *specs.Spec) { s.Windows = &specs.Windows{} }},
+		{"solaris", "another platform", func(s *specs.Spec) { s.Solaris = &specs.Solaris{} }},
+		{"process.user.username", "another platform", func(s *specs.Spec) { s.Process.User.Username = "u" }},
+		{"process.cwd", "not an absolute path", func(s *specs.Spec) { s.Process.Cwd = "tmp" }},
+		{"process.args", "must not be empty", func(s *specs.Spec) { s.Process.Args = nil }},
+		{"process.rlimits", "twice", func(s *specs.Spec) {
+			s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}, {Type: "RLIMIT_CORE"}}
+		}},
+		{"process.oomScoreAdj", "outside", func(s *specs.Spec) { n := 2000; s.Process.OOMScoreAdj = &n }},
+		{"mounts[10].type", "bind", mount(specs.Mount{Destination: "/x", Type: "nfs", Source: "h:/x"})},
+		{"mounts[10].options", "user namespaces", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"bind", "idmap"}})},
+		{"mounts[10].options", "do not propagate", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"rbind", "rslave"}})},
+		{"mounts[10].options", "filesystem-specific", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"rbind", "size=1"}})},
+		{"mounts[10].destination", "root file system", mount(specs.Mount{Destination: "/", Type: "tmpfs"})},
+		{"annotations", "key is empty", func(s *specs.Spec) { s.Annotations = map[string]string{"": "x"} }},
+	} {
+		t.Run(c.property+" "+c.reason, func(t *testing.T) {
+			_, err := Load(dockerBundle(t, c.edit), Options{})
+			if err == nil {
+				t.Fatal("it passed")
+			}
+			text := err.Error()
+			if !strings.Contains(text, ConfigName+": "+c.property+": ") || !strings.Contains(text, c.reason) {
+				t.Errorf("%q does not name %q with %q", text, c.property, c.reason)
+			}
+			for _, misread := range []string{"permission denied", "container not found"} {
+				if strings.Contains(text, misread) {
+					t.Errorf("%q would be misread by engines for %q", text, misread)
+				}
+			}
+		})
+	}
+}
+
+// TestWhatEnginesWriteForNothingPasses: zeros and empty values ask for nothing.
+func TestWhatEnginesWriteForNothingPasses(t *testing.T) {
+	zero := uint64(0)
+	for name, edit := range map[string]func(*specs.Spec){
+		"zero hugepage limits": func(s *specs.Spec) {
+			s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB"}}
+		},
+		"empty network resources": func(s *specs.Spec) { s.Linux.Resources.Network = &specs.LinuxNetwork{} },
+		"podman's profile":        func(s *specs.Spec) { s.Process.ApparmorProfile = "containers-default-0.50.1" },
+		"zero real-time period":   func(s *specs.Spec) { s.Linux.Resources.CPU.RealtimePeriod = &zero },
+		"no hooks":                func(s *specs.Spec) { s.Hooks = &specs.Hooks{} },
+		"private root":            func(s *specs.Spec) { s.Linux.RootfsPropagation = "rprivate" },
+		"devices of every kernel": func(s *specs.Spec) {
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}}
+		},
+		"relative destination": func(s *specs.Spec) { s.Mounts[0].Destination = "proc" },
+		"recursive read-only": func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "none", Source: "rootfs", Options: []string{"rbind", "rro"}})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := Load(dockerBundle(t, edit), Options{}); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func TestSeveralFaultsAreToldTogether(t *testing.T) {
+	_, err := Load(dockerBundle(t, func(s *specs.Spec) {
+		s.Linux.IntelRdt = &specs.LinuxIntelRdt{}
+		s.VM = &specs.VM{}
+	}), Options{})
+	if err == nil || !strings.Contains(err.Error(), "intelRdt") || !strings.Contains(err.Error(), "config.json: vm:") || strings.Contains(err.Error(), "\n") {
+		t.Fatalf("error %v", err)
+	}
+}
+
+func TestExecObeysTheSameTable(t *testing.T) {
+	good := specs.Process{Args: []string{"id"}, Cwd: "/"}
+	if err := CheckProcess(&good); err != nil {
+		t.Fatal(err)
+	}
+	bad := good
+	bad.SelinuxLabel = "x"
+	if err := CheckProcess(&bad); err == nil || !strings.Contains(err.Error(), "process.selinuxLabel") {
+		t.Errorf("error %v", err)
+	}
+	if err := CheckProcess(nil); err == nil {
+		t.Error("null passed")
+	}
+}
+
+func TestHooksOfABundleThatRan(t *testing.T) {
+	dir := dockerBundle(t, nil)
+	list, err := ReadHooks(dir)
+	if err != nil || len(list.Prestart) != 1 {
+		t.Fatalf("%v, %v", list, err)
+	}
+	if err := os.Remove(filepath.Join(dir, ConfigName)); err != nil {
+		t.Fatal(err)
+	}
+	if HasConfig(dir) {
+		t.Error("the configuration is still there")
+	}
+}
