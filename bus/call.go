@@ -115,11 +115,14 @@ func exchange(ctx context.Context, c *Conn, subject string, h nats.Header, req p
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	if c.nc.IsClosed() {
+		return nil, nats.ErrConnectionClosed // nothing was sent
+	}
 	epoch := c.current()
 	stop := context.AfterFunc(epoch, func() { cancel(context.Cause(epoch)) })
 	defer stop()
 	msg, err := c.nc.RequestMsgWithContext(ctx, &nats.Msg{Subject: subject, Header: h, Data: body})
-	if err != nil && errors.Is(context.Cause(ctx), ErrConnectionLost) {
+	if err != nil && (errors.Is(context.Cause(ctx), ErrConnectionLost) || errors.Is(err, nats.ErrConnectionClosed)) {
 		return nil, ErrConnectionLost
 	}
 	return msg, err

@@ -90,9 +90,16 @@ func Dial(ctx context.Context, runDir, name string, options ...DialOption) (*Con
 	if deadline, ok := ctx.Deadline(); ok {
 		cfg.timeout = min(cfg.timeout, time.Until(deadline))
 	}
-	c, err := connect(dialer(dial), name, cfg)
+	var failure error // nats.go forgets a refused connection's own error
+	c, err := connect(func() (net.Conn, error) {
+		conn, err := dial()
+		if err != nil {
+			failure = err
+		}
+		return conn, err
+	}, name, cfg)
 	if err != nil {
-		return nil, dialError(err, path)
+		return nil, dialError(errors.Join(err, failure), path)
 	}
 	return c, nil
 }

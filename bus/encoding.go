@@ -37,7 +37,7 @@ func requestEncoding(h nats.Header, body []byte) (encoding, error) {
 
 // replyEncoding is that of Accept if present, else that of the request.
 func replyEncoding(h nats.Header, request encoding) (encoding, error) {
-	if named := headerValue(h, HeaderAccept); named != "" {
+	if named := headerValue(h, HeaderAccept); named != "" && named != "*/*" {
 		return parseEncoding(HeaderAccept, named)
 	}
 	return request, nil
@@ -50,8 +50,6 @@ func parseEncoding(header, value string) (encoding, error) {
 		return encodingProto, nil
 	case string(encodingJSON):
 		return encodingJSON, nil
-	case "*/*":
-		return encodingProto, nil
 	}
 	return "", Errorf(InvalidArgument, "header %s: %q is not an encoding of this bus; use %s or %s", header, value, encodingProto, encodingJSON)
 }

@@ -13,10 +13,12 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
+// guestConnectTimeout is long, as a guest under software emulation is slow.
+var guestConnectTimeout = 10 * time.Second
+
 const (
-	guestConnectTimeout = 10 * time.Second // a guest under software emulation is slow
-	guestPingInterval   = 5 * time.Second
-	guestReconnectWait  = 200 * time.Millisecond
+	guestPingInterval  = 5 * time.Second
+	guestReconnectWait = 200 * time.Millisecond
 )
 
 // ConnectGuest makes the agent's connection over whatever stream leads to the

@@ -67,6 +67,7 @@ func execute(ctx context.Context, inv *invocation) (_ int, retErr error) {
 		return 0, err
 	}
 	opts.foreground = !inv.Bool("detach")
+	opts.dieWithCaller = opts.foreground
 	if len(inv.StringSlice("cgroup")) > 0 {
 		return 0, errors.New("--cgroup: sub-cgroups of a container cannot be chosen for its programs")
 	}
@@ -112,19 +113,19 @@ func execute(ctx context.Context, inv *invocation) (_ int, retErr error) {
 			undo.run(ctx)
 		}
 	}()
-	relay, err := inv.startRelay(setUp, execSpec(inv, cfg.Host.RunDir, process, record.GetRelay(), opts))
+	relay, err := inv.startRelay(setUp, execSpec(inv, cfg.Host.RunDir, operation, process, record.GetRelay(), opts))
 	if err != nil {
 		return 0, fmt.Errorf("starting the program's host process: %w", err)
 	}
 	// The worker ends the program in the guest when its relay is gone.
-	undo.add(func(context.Context) error { relay.Kill(); return nil })
+	undo.add(func(context.Context) error { return relay.Kill() })
 	_, err = call[vmv1.ExecReply](setUp, inv, "exec", &vmv1.ExecRequest{
 		Ref: ref, ExecId: operation, Process: string(text), Relay: relay.Identity(), IgnorePaused: ignorePaused,
 	})
 	if err != nil {
 		return 0, interrupted(signalCtx, orNotFound(err))
 	}
-	if err := finish(setUp, relay, opts); err != nil {
+	if err := finish(relay, opts); err != nil {
 		return 0, err
 	}
 	if !opts.foreground {

@@ -30,11 +30,14 @@ type launchOptions struct {
 	consoleSocket string
 	pidfdSocket   string
 	foreground    bool
+	// dieWithCaller: the process ends when this command is killed, as nobody
+	// else would ever know of it.
+	dieWithCaller bool
 }
 
 // newLaunchOptions reads the flags that create, run and exec share.
 func newLaunchOptions(inv *invocation) (launchOptions, error) {
-	opts := launchOptions{consoleSocket: inv.String("console-socket"), pidfdSocket: inv.String("pidfd-socket")}
+	opts := launchOptions{bundle: inv.String("bundle"), consoleSocket: inv.String("console-socket"), pidfdSocket: inv.String("pidfd-socket")}
 	if n := inv.Int("preserve-fds"); n != 0 {
 		return opts, fmt.Errorf("--preserve-fds %d: open files of the host cannot be passed into a virtual machine; bind-mount what the container needs", n)
 	}
@@ -60,7 +63,7 @@ func (o launchOptions) checkTerminal(terminal bool) error {
 
 // create is the way of docs/architecture.md from a bundle to a created
 // container. Everything it did is undone when a step fails.
-func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts launchOptions) (_ relay, retErr error) {
+func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts launchOptions) (_ hostProcess, retErr error) {
 	b, err := bundle.Load(opts.bundle, bundle.Options{SystemdCgroup: inv.systemdCgroup})
 	if err != nil {
 		return nil, err
@@ -101,11 +104,11 @@ func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts l
 		return hooks.RunAll(ctx, "poststop", b.Dir, b.Spec.Hooks.Poststop, state)
 	})
 
-	relay, err := inv.startRelay(ctx, initSpec(inv, cfg.Host.RunDir, b, opts))
+	relay, err := inv.startRelay(ctx, initSpec(inv, cfg.Host.RunDir, operation, b, opts))
 	if err != nil {
 		return nil, fmt.Errorf("starting the container's host process: %w", err)
 	}
-	undo.add(func(context.Context) error { relay.Kill(); return nil })
+	undo.add(func(context.Context) error { return relay.Kill() })
 
 	if b.Spec.Hooks != nil {
 		hooked = true
@@ -134,13 +137,13 @@ func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts l
 	if err != nil {
 		return nil, interrupted(ctx, err)
 	}
-	return relay, finish(ctx, relay, opts)
+	return relay, finish(relay, opts)
 }
 
 // finish tells the caller about a process that is set up: its terminal, its
-// pidfd and, last, its pid. After that the relay lives without us.
-func finish(ctx context.Context, relay relay, opts launchOptions) error {
-	if err := relay.SendConsole(ctx); err != nil {
+// pidfd and, last, its pid. After that the relay lives on without us.
+func finish(relay hostProcess, opts launchOptions) error {
+	if err := relay.SendConsole(); err != nil {
 		return fmt.Errorf("sending the terminal to %q: %w", opts.consoleSocket, err)
 	}
 	pid := int(relay.Identity().GetPid())
@@ -153,6 +156,9 @@ func finish(ctx context.Context, relay relay, opts launchOptions) error {
 		if err := writePidFile(opts.pidFile, pid); err != nil {
 			return err
 		}
+	}
+	if opts.dieWithCaller {
+		return nil
 	}
 	if err := relay.Commit(); err != nil {
 		if opts.pidFile != "" {

@@ -51,7 +51,7 @@ func runContainer(ctx context.Context, inv *invocation) error {
 		undoCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
 		if removeErr := remove(undoCtx, inv, ref, true); removeErr != nil {
-			relay.Kill()
+			_ = relay.Kill() // then at least the worker takes notice
 			inv.reporter().Debug("removing the container: %s", errorText(removeErr))
 		}
 		if opts.pidFile != "" {
@@ -82,7 +82,7 @@ func runContainer(ctx context.Context, inv *invocation) error {
 
 // waitForeground passes the signals that this command gets on to the relay,
 // which is the container on the host, until it ends.
-func waitForeground(ctx context.Context, relay relay) (int, error) {
+func waitForeground(ctx context.Context, relay hostProcess) (int, error) {
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
 	done, stopped := make(chan struct{}), make(chan struct{})
@@ -107,10 +107,10 @@ func waitForeground(ctx context.Context, relay relay) (int, error) {
 }
 
 // forwarded excludes the signals that are news about us: our children, the Go
-// scheduler's own, and job control's, which would stop the relay and not the container.
+// scheduler's own, our terminal's size, and job control's, which would stop the relay and not the container.
 func forwarded(sig unix.Signal) bool {
 	switch sig {
-	case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU:
+	case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU, unix.SIGWINCH:
 		return false
 	}
 	return true

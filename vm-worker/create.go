@@ -158,7 +158,6 @@ func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo 
 	c.mu.Lock()
 	c.relay = relay
 	c.mu.Unlock()
-	undo.did("hold the relay", func(ctx context.Context) error { return c.endRelay(ctx) })
 	w.tasks.Go(func() { c.watchInit(relay) })
 
 	cg, err := hostcgroup.Create(p.spec, c.key, hostcgroup.Options{
@@ -168,6 +167,7 @@ func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo 
 		return err
 	}
 	undo.did("make the host cgroup", cg.Destroy)
+	undo.did("put the relay into it", c.endRelay)
 	c.mu.Lock()
 	c.cgroup = cg
 	c.mu.Unlock()

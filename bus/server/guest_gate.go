@@ -144,17 +144,16 @@ func (g *gate) toGuest() error {
 				return &malformedError{fmt.Sprintf("it was refused more than %d times, last with %s", maxGuestErrors, strings.TrimSpace(text))}
 			}
 		}
-		if !forward {
-			continue
-		}
 		if err := g.guest.SetWriteDeadline(time.Now().Add(guestWriteTimeout)); err != nil {
 			return errGuestGone
 		}
-		if _, err := w.Write(line); err != nil {
-			return g.writeError(err)
-		}
-		if err := copyN(w, r, payload); err != nil {
-			return g.writeError(err)
+		if forward {
+			if _, err := w.Write(line); err != nil {
+				return g.writeError(err)
+			}
+			if err := copyN(w, r, payload); err != nil {
+				return g.writeError(err)
+			}
 		}
 		if r.Buffered() == 0 {
 			if err := w.Flush(); err != nil {

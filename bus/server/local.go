@@ -117,9 +117,14 @@ func (s *Server) serveLocal(conn net.Conn) {
 		_ = upstream.Close()
 	})
 	both.Go(func() {
-		// Only the end of the server's side closes the client's: what the server
-		// wrote last, as the replies of a stopping service, still arrives.
+		// Only the end of the server's side closes the client's, so that what the
+		// server wrote last still arrives. When the bus closes, the client also gets
+		// until the deadline that close sets: a client that reads the end of the
+		// stream right behind a reply may drop the reply.
 		_, _ = io.Copy(conn, upstream)
+		if s.closing.Load() {
+			_, _ = io.Copy(io.Discard, conn)
+		}
 		_ = conn.Close()
 	})
 	both.Wait()

@@ -44,7 +44,7 @@ const (
 	readyTimeout   = 10 * time.Second
 	eventTimeout   = 5 * time.Second
 	acceptRest     = 100 * time.Millisecond
-	lastWords      = time.Second
+	lastWords      = 300 * time.Millisecond
 )
 
 // Options say what to serve.
@@ -300,8 +300,8 @@ func (s *Server) close() error {
 		s.srv.Shutdown()
 		s.srv.WaitForShutdown()
 	}
-	// The bridges end by themselves once they have passed on the server's last
-	// words; who does not take those is not waited for.
+	// The bridges pass on the server's last words and leave the clients a moment
+	// to take them.
 	s.mu.Lock()
 	for conn := range s.conns {
 		_ = conn.SetDeadline(time.Now().Add(lastWords))

@@ -99,8 +99,7 @@ func (r *relay) sendLoop() {
 		r.mu.Lock()
 		r.sending = false
 		if err != nil {
-			r.lost = true
-			r.wake(r.wakeMain)
+			r.lost = true // the main loop reads what is left, and then the end
 		}
 		r.unsent.Broadcast()
 	}

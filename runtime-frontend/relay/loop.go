@@ -91,9 +91,6 @@ func (l *loop) wait() {
 func (l *loop) step() (code int, done bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.lost {
-		l.disconnect()
-	}
 	if l.control < 0 && !l.committed {
 		return codeNoStart, true
 	}
@@ -206,6 +203,9 @@ func (l *loop) fromWorker(conn int) {
 		n, passed, err := receive(conn, l.buf[:])
 		if err == unix.EAGAIN || err == unix.EINTR {
 			return
+		}
+		if err == unix.ECONNRESET {
+			continue // said once, when the worker left something unread; its own words still come
 		}
 		l.mu.Lock()
 		if err != nil || n == 0 {

@@ -56,12 +56,13 @@ func (q *signalQueue) acknowledge(seq uint64) {
 
 func (q *signalQueue) rewind() { q.sent = 0 }
 
-// catchSignals forwards what is sent to this process. SIGPIPE and SIGURG are
-// raised by our own writes and by the Go runtime; 32 and 33 belong to the C library's
-// threads and Go leaves them alone.
+// catchSignals forwards what is sent to this process, save SIGPIPE and SIGURG,
+// which our own writes and the Go runtime raise, and those that the runtime
+// does not give away (see ignoreRuntimeSignals).
 func (r *relay) catchSignals() {
 	got := make(chan os.Signal, maxSignals)
 	signal.Notify(got)
+	ignoreRuntimeSignals()
 	go func() {
 		for s := range got {
 			if n, ok := s.(syscall.Signal); ok {

@@ -82,7 +82,7 @@ func (r *relay) writeOutput(i int) {
 			return
 		}
 		r.mu.Unlock()
-		err := writeAll(fd, buf[:n])
+		n, err := writeSome(fd, buf[:n])
 		r.mu.Lock()
 		if err != nil {
 			o.Close()
@@ -115,20 +115,19 @@ func (r *relay) finishOutput(i, fd int) {
 	}
 }
 
-// writeAll writes all of b. A descriptor that somebody else has made
-// non-blocking is waited for.
-func writeAll(fd int, b []byte) error {
-	for len(b) > 0 {
+// writeSome writes at least a byte of b. A descriptor that somebody else has
+// made non-blocking is waited for.
+func writeSome(fd int, b []byte) (int, error) {
+	for {
 		n, err := unix.Write(fd, b)
 		switch err {
 		case nil:
-			b = b[n:]
+			return n, nil
 		case unix.EINTR:
 		case unix.EAGAIN:
 			poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, -1)
 		default:
-			return err
+			return 0, err
 		}
 	}
-	return nil
 }

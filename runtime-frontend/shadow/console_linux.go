@@ -48,12 +48,12 @@ func newConsole(t Terminal) (_ *console, retErr error) {
 		return nil, fmt.Errorf("unlocking the pty %s: %w", c.name, err)
 	}
 	// TIOCGPTPEER opens the right slave whatever is mounted at /dev/pts.
-	slave, err := unix.IoctlRetInt2(fd, unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("opening the slave of %s: %w", c.name, err)
+	slave, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return nil, fmt.Errorf("opening the slave of %s: %w", c.name, errno)
 	}
-	c.slave = os.NewFile(uintptr(slave), c.name)
-	if _, err := makeRaw(slave); err != nil {
+	c.slave = os.NewFile(slave, c.name)
+	if _, err := makeRaw(int(slave)); err != nil {
 		return nil, fmt.Errorf("making %s raw: %w", c.name, err)
 	}
 	if t.Width != 0 || t.Height != 0 {

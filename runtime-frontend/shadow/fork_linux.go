@@ -86,12 +86,12 @@ func openNamespaces(spec Spec, setup *relay.Setup) (_ *namespaces, retErr error)
 }
 
 // join takes the namespaces of an init relay, except those the caller is in already.
-func (ns *namespaces) join(spec Spec, setup *relay.Setup) error {
-	proc, err := os.OpenRoot("/proc/" + strconv.Itoa(spec.JoinPID))
-	if err != nil {
-		return fmt.Errorf("joining the container process %d: it is gone: %w", spec.JoinPID, err)
-	}
-	defer proc.Close()
+func (ns *namespaces) join(spec Spec, setup *relay.Setup) (retErr error) {
+	defer func() {
+		if retErr != nil {
+			ns.close()
+		}
+	}()
 	if spec.JoinStartTime != 0 {
 		if t, err := startTime(spec.JoinPID); err != nil || t != spec.JoinStartTime {
 			return fmt.Errorf("joining the container process %d: it is gone", spec.JoinPID)

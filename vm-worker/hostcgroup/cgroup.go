@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -102,6 +103,15 @@ func Create(spec *specs.Spec, key string, opts Options) (*Cgroup, error) {
 		}
 		return nil, errors.Join(fmt.Errorf("making the cgroup of container %s: %w", key, err), c.undo())
 	}
+	// The manager names a path for every controller, also for those it left alone
+	// (devices): a process cannot enter what was not made.
+	maps.DeleteFunc(c.state.Paths, func(_, p string) bool {
+		_, err := os.Lstat(p)
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	if err := c.save(opts.StateFile); err != nil {
+		return nil, errors.Join(err, c.undo())
+	}
 	if err := c.manager.Set(config.Resources); err != nil {
 		return nil, errors.Join(fmt.Errorf("setting the limits of container %s: %w", key, err), c.undo())
 	}
@@ -154,8 +164,10 @@ func (c *Cgroup) Enter(pid int) error {
 	if c.manager == nil {
 		return nil
 	}
-	if err := c.manager.AddPid("", pid); err != nil {
-		return fmt.Errorf("moving process %d into the cgroup of its container: %w", pid, err)
+	for _, file := range c.ProcsPaths() {
+		if err := os.WriteFile(file, []byte(strconv.Itoa(pid)), 0); err != nil {
+			return fmt.Errorf("moving process %d into the cgroup of its container: %w", pid, err)
+		}
 	}
 	return nil
 }

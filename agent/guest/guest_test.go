@@ -1,0 +1,71 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package guest
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestEveryControllerIsDelegated(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[string]string{
+		"cpuset cpu io memory pids\n": "+cpuset +cpu +io +memory +pids",
+		"\n":                          "",
+	} {
+		if got := delegation(in); got != want {
+			t.Errorf("%q: got %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestSandboxNameIsFoundOnTheCommandLine(t *testing.T) {
+	t.Parallel()
+	for line, want := range map[string]string{
+		"quiet bulkhead.sandbox=abc panic=-1\n": "abc",
+		"bulkhead.sandbox=a=b":                  "a=b",
+		"xbulkhead.sandbox=no":                  "",
+		"bulkhead.sandbox=":                     "",
+		"bulkhead.sandbox":                      "",
+	} {
+		if got, ok := commandLineValue(line, "bulkhead.sandbox"); got != want || ok != (want != "") {
+			t.Errorf("%q: got %q, %v", line, got, ok)
+		}
+	}
+}
+
+func TestPortIsFoundByItsName(t *testing.T) {
+	t.Parallel()
+	class := t.TempDir()
+	for port, name := range map[string]string{"vport0p1": "", "vport0p2": "bulkhead.ctl\n", "vport0p3": "bulkhead.io\n"} {
+		if err := os.Mkdir(filepath.Join(class, port), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		// A port without a name yet has no file.
+		if name == "" {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(class, port, "name"), []byte(name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, want := range map[string]string{"bulkhead.ctl": "/dev/vport0p2", "bulkhead.io": "/dev/vport0p3", "other": ""} {
+		if got, err := scanPorts(class, name); err != nil || got != want {
+			t.Errorf("%s: got %q, %v; want %q", name, got, err, want)
+		}
+	}
+	if got, err := scanPorts(filepath.Join(class, "missing"), "x"); got != "" || err != nil {
+		t.Errorf("a kernel without ports: %q, %v", got, err)
+	}
+}
+
+func TestEntropyIsBounded(t *testing.T) {
+	t.Parallel()
+	for _, seed := range [][]byte{nil, make([]byte, maxEntropy+1)} {
+		if err := AddEntropy(seed); err == nil {
+			t.Errorf("%d bytes were accepted", len(seed))
+		}
+	}
+}

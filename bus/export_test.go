@@ -1,0 +1,16 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package bus
+
+import (
+	"testing"
+	"time"
+)
+
+// SetGuestConnectTimeout shortens the wait of tests.
+func SetGuestConnectTimeout(t *testing.T, d time.Duration) {
+	old := guestConnectTimeout
+	guestConnectTimeout = d
+	t.Cleanup(func() { guestConnectTimeout = old })
+}

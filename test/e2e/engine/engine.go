@@ -1,0 +1,190 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package engine gives end-to-end tests a containerd and a dockerd of their own,
+// which know the runtimes under test and touch no network.
+//
+// It may import test/e2e/host and nothing of the product. The invariant: nothing
+// of an engine that the machine may already have is used or changed.
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"bulkhead/test/e2e/host"
+)
+
+// The Debian packages' own programs, by path: another client may come first in
+// PATH.
+const (
+	containerdPath = "/usr/bin/containerd"
+	dockerdPath    = "/usr/sbin/dockerd"
+	dockerPath     = "/usr/bin/docker"
+)
+
+// Image is the one image of the engine: busybox and a few users.
+const Image = "busybox:e2e"
+
+// Runtime is an entry of daemon.json.
+type Runtime struct {
+	Path string   `json:"path"`
+	Args []string `json:"runtimeArgs,omitempty"`
+}
+
+// Engine is a running dockerd.
+type Engine struct {
+	dir        string
+	ground     *host.Ground
+	containerd *host.Process
+	dockerd    *host.Process
+}
+
+const (
+	startTime = 60 * time.Second
+	stopTime  = 60 * time.Second
+)
+
+// containerdConfig leaves out what dockerd does not need and what probes the
+// machine.
+const containerdConfig = `version = 2
+root = %q
+state = %q
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs",
+  "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.internal.v1.opt",
+]
+[grpc]
+  address = %q
+`
+
+// Start starts the two daemons and imports the image.
+func Start(ctx context.Context, g *host.Ground, runtimes map[string]Runtime) (_ *Engine, err error) {
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	e := &Engine{dir: filepath.Join(g.Dir, "engine"), ground: g}
+	if err := os.MkdirAll(filepath.Join(e.dir, "client"), 0o700); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.Stop())
+		}
+	}()
+	address := filepath.Join(e.dir, "containerd.sock")
+	config := filepath.Join(e.dir, "containerd.toml")
+	text := fmt.Sprintf(containerdConfig, filepath.Join(g.Data, "containerd"), filepath.Join(e.dir, "containerd"), address)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		return nil, err
+	}
+	e.containerd, err = host.StartProcess(ctx, e.dir, "containerd", nil, containerdPath, "--config", config)
+	if err != nil {
+		return nil, fmt.Errorf("is the Debian package containerd installed? %w", err)
+	}
+	daemonJSON, err := json.Marshal(map[string]any{"runtimes": runtimes})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(e.dir, "daemon.json"), daemonJSON, 0o600); err != nil {
+		return nil, err
+	}
+	e.dockerd, err = host.StartProcess(ctx, e.dir, "dockerd", nil, dockerdPath,
+		"--config-file", filepath.Join(e.dir, "daemon.json"),
+		"-H", e.address(), "--containerd", address,
+		"--data-root", filepath.Join(g.Data, "docker"), "--exec-root", filepath.Join(e.dir, "exec"), "--pidfile", filepath.Join(e.dir, "dockerd.pid"),
+		"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false",
+		"--storage-driver=overlay2", "--cgroup-parent=/"+g.Token)
+	if err != nil {
+		return nil, fmt.Errorf("is the Debian package docker.io installed? %w", err)
+	}
+	return e, e.importImage(ctx)
+}
+
+func (e *Engine) importImage(ctx context.Context) error {
+	archive, into := io.Pipe()
+	go func() { into.CloseWithError(host.RootfsTar(into)) }() // ends when the reader has closed
+	defer archive.Close()
+	r, err := host.Run(ctx, archive, e.Env(), dockerPath, "import", "--change", "ENV PATH=/bin", "--change", `CMD ["sh"]`, "-", Image)
+	if err == nil && r.Code != 0 {
+		err = errors.New(r.Stderr)
+	}
+	if err != nil {
+		return fmt.Errorf("import the image: %w", err)
+	}
+	return nil
+}
+
+func (e *Engine) address() string { return "unix://" + filepath.Join(e.dir, "docker.sock") }
+
+// Env is the environment in which a Docker client meets this engine.
+func (e *Engine) Env() []string {
+	return []string{"DOCKER_HOST=" + e.address(), "DOCKER_CONFIG=" + filepath.Join(e.dir, "client")}
+}
+
+// Args is the command line of a Docker command.
+func (e *Engine) Args(args ...string) []string { return append([]string{dockerPath}, args...) }
+
+// Docker runs a Docker command to its end.
+func (e *Engine) Docker(ctx context.Context, stdin io.Reader, args ...string) (host.Result, error) {
+	return host.Run(ctx, stdin, e.Env(), e.Args(args...)...)
+}
+
+// Logs are the files that tell why something failed.
+func (e *Engine) Logs() []string { return []string{e.dockerd.Log, e.containerd.Log} }
+
+// Stop removes the containers, which must work, and ends the daemons.
+func (e *Engine) Stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	var errs []error
+	if e.dockerd != nil {
+		errs = append(errs, e.removeAll(ctx), e.dockerd.Stop())
+	}
+	if e.containerd != nil {
+		errs = append(errs, e.containerd.Stop())
+	}
+	errs = append(errs, e.removeCgroups())
+	return errors.Join(errs...)
+}
+
+func (e *Engine) removeAll(ctx context.Context) error {
+	r, err := e.Docker(ctx, nil, "ps", "-aq")
+	if err != nil {
+		return err
+	}
+	ids := strings.Fields(r.Stdout)
+	if len(ids) == 0 {
+		return nil
+	}
+	r, err = e.Docker(ctx, nil, append([]string{"rm", "-f"}, ids...)...)
+	if err == nil && r.Code != 0 {
+		err = errors.New(r.Stderr)
+	}
+	if err != nil {
+		return fmt.Errorf("remove the containers that tests left: %w", err)
+	}
+	return nil
+}
+
+// removeCgroups removes the parent of the containers' cgroups, which Docker
+// leaves to whoever named it. Children are the runtime's to remove.
+func (e *Engine) removeCgroups() error {
+	parents, err := filepath.Glob("/sys/fs/cgroup/*/" + e.ground.Token)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, path := range append(parents, "/sys/fs/cgroup/"+e.ground.Token) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,116 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"bulkhead/test/e2e/host"
+)
+
+const (
+	// commandTime bounds a command that starts no VM.
+	commandTime = 60 * time.Second
+	// launchTime bounds a command that does, on a busy machine under emulation.
+	launchTime = 120 * time.Second
+	// cleanTime is the product's promise for the traces of whatever died.
+	cleanTime = 10 * time.Second
+	// deathTime is its promise for the news of a death.
+	deathTime = 2 * time.Second
+)
+
+// within is a context of the test with a deadline.
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// eventually repeats a look at the world until it pleases or ctx ends, and then
+// gives what was wrong last. The tests look from outside, where no event tells.
+func eventually(ctx context.Context, look func() error) error {
+	const pause = 50 * time.Millisecond
+	for {
+		err := look()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w", ctx.Err(), err)
+		}
+	}
+}
+
+// must fails the test unless look pleases in time.
+func must(t *testing.T, d time.Duration, look func() error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	if err := eventually(ctx, look); err != nil {
+		t.Fatalf("not within %s: %v", d, err)
+	}
+}
+
+// newID is an id that carries the ground's token and what it is for.
+func newID(what string) string {
+	random := make([]byte, 3)
+	_, _ = rand.Read(random) // never fails
+	return ground.Token + "-" + what + "-" + hex.EncodeToString(random)
+}
+
+// logOnFailure shows what the files gained during the test, if it fails.
+func logOnFailure(t *testing.T, paths ...string) {
+	t.Helper()
+	for _, path := range paths {
+		var before int64
+		if info, err := os.Stat(path); err == nil {
+			before = info.Size()
+		}
+		t.Cleanup(func() {
+			if t.Failed() {
+				t.Logf("the end of %s:\n%s", path, host.Tail(path, before, 40))
+			}
+		})
+	}
+}
+
+// sentence fails the test unless the text has what a person needs: it names all
+// of the words and no stack or Go value.
+func sentence(t *testing.T, text string, words ...string) {
+	t.Helper()
+	for _, word := range words {
+		if !strings.Contains(strings.ToLower(text), strings.ToLower(word)) {
+			t.Errorf("%q does not say %q", text, word)
+		}
+	}
+	for _, noise := range []string{"goroutine ", "panic:", "%!", "0xc000", "<nil>"} {
+		if strings.Contains(text, noise) {
+			t.Errorf("%q is no sentence for a person: it holds %q", text, noise)
+		}
+	}
+	if strings.TrimSpace(text) == "" {
+		t.Error("nothing is said")
+	}
+}
+
+// gone complains while a path exists.
+func gone(path string) error {
+	if _, err := os.Lstat(path); err == nil {
+		return fmt.Errorf("%s is still there", path)
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,220 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// cgroupMount is where the hierarchies of cgroup v1, or the one of v2, are.
+const cgroupMount = "/sys/fs/cgroup"
+
+// Links are the network interfaces of the host.
+func Links() ([]string, error) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, link := range all {
+		names = append(names, link.Name)
+	}
+	return names, nil
+}
+
+// Left lists what exists of the ground's token beside its directories:
+// processes, mounts, cgroups and unix sockets; and the links that are not among
+// those of before.
+func (g *Ground) Left(before []string) ([]string, error) {
+	var left []string
+	processes, err := g.Processes()
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range processes {
+		left = append(left, "process "+p.String())
+	}
+	mounts, err := g.mounts()
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range mounts {
+		left = append(left, "mount "+path)
+	}
+	cgroups, err := g.Cgroups()
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range cgroups {
+		left = append(left, "cgroup "+path)
+	}
+	sockets, err := linesWith("/proc/net/unix", g.Token)
+	if err != nil {
+		return nil, err
+	}
+	for _, line := range sockets {
+		fields := strings.Fields(line)
+		left = append(left, "unix socket "+fields[len(fields)-1])
+	}
+	links, err := Links()
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range links {
+		if !slices.Contains(before, name) {
+			left = append(left, "network interface "+name)
+		}
+	}
+	return left, nil
+}
+
+// Found is a process of ours.
+type Found struct {
+	PID     int
+	Exe     string
+	Command string
+}
+
+// String implements fmt.Stringer.
+func (f Found) String() string { return fmt.Sprintf("%d %s: %.200s", f.PID, f.Exe, f.Command) }
+
+// Processes finds the processes whose executable, command line or cgroup carries
+// the token, but for the suite's own helpers.
+func (g *Ground) Processes() ([]Found, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var found []Found
+	self, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return nil, err
+	}
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		exe, err := os.Readlink(filepath.Join("/proc", entry.Name(), "exe"))
+		if err != nil || exe == self {
+			continue // gone, a zombie, a thread of the kernel, or one of us
+		}
+		raw, _ := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
+		command := strings.TrimSpace(strings.ReplaceAll(string(raw), "\x00", " "))
+		if strings.Contains(exe, g.Token) || strings.Contains(command, g.Token) || g.holds(entry.Name(), exe) {
+			found = append(found, Found{PID: pid, Exe: exe, Command: command})
+		}
+	}
+	return found, nil
+}
+
+// holds tells a process that names nothing of ours on its command line: by its
+// cgroup, and a jailed QEMU also by the files that are bound into its jail.
+func (g *Ground) holds(pid, exe string) bool {
+	files := []string{"cgroup"}
+	if strings.HasPrefix(filepath.Base(exe), "qemu-") {
+		files = append(files, "mountinfo")
+	}
+	for _, name := range files {
+		if lines, err := linesWith(filepath.Join("/proc", pid, name), g.Token); err == nil && len(lines) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// Named keeps the processes that run a binary.
+func Named(processes []Found, binary string) []Found {
+	return slices.DeleteFunc(slices.Clone(processes), func(f Found) bool {
+		return !strings.HasPrefix(filepath.Base(f.Exe), binary)
+	})
+}
+
+// mounts are the mount points that carry the token, in their path, source or
+// options; deepest first.
+func (g *Ground) mounts() ([]string, error) {
+	lines, err := linesWith("/proc/self/mountinfo", g.Token)
+	if err != nil {
+		return nil, err
+	}
+	var points []string
+	for _, line := range lines {
+		points = append(points, strings.Fields(line)[4]) // proc(5), mountinfo
+	}
+	slices.Reverse(points)
+	return points, nil
+}
+
+// Cgroups are the cgroups that carry the token in their name, deepest first.
+func (g *Ground) Cgroups() ([]string, error) {
+	var found []string
+	err := filepath.WalkDir(cgroupMount, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // went while we looked
+		}
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() && strings.Contains(path, g.Token) {
+			found = append(found, path)
+		}
+		return nil
+	})
+	slices.Reverse(found)
+	return found, err
+}
+
+func linesWith(path, part string) ([]string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(strings.Split(string(text), "\n"), func(line string) bool { return !strings.Contains(line, part) }), nil
+}
+
+// VMFiles are the entries below the directories of VMs and relays.
+func (h *Host) VMFiles() ([]string, error) {
+	var files []string
+	for _, dir := range []string{"vm", "relay"} {
+		entries, err := os.ReadDir(filepath.Join(h.RunDir, dir))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		for _, entry := range entries {
+			if dir == "vm" && !entry.IsDir() {
+				continue // the worker's own, such as its lock
+			}
+			files = append(files, filepath.Join(h.RunDir, dir, entry.Name()))
+		}
+	}
+	return files, nil
+}
+
+// leftFiles complains of what a stopped host left: VMs, relays, sockets and the
+// operator's context.
+func (h *Host) leftFiles() error {
+	left, err := h.VMFiles()
+	if err != nil {
+		return err
+	}
+	for _, pattern := range []string{filepath.Join(h.RunDir, "*.sock"), filepath.Join(h.ConfigHome, "nats", "context", "*")} {
+		matches, err := filepath.Glob(pattern)
+		if err != nil {
+			return err
+		}
+		left = append(left, matches...)
+	}
+	if len(left) > 0 {
+		return fmt.Errorf("host %s stopped and left:\n  %s", h.ID, strings.Join(left, "\n  "))
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+// Package fake is a hypervisor without virtual machines, for tests and for trying
+// vm-worker alone: its guests are goroutines that speak the real guest link, the
+// real bus and the real standard-stream protocol, and run scripts instead of
+// processes.
+//
+// It imports bus, proto and vm-worker/hypervisor. The invariant to remember: only
+// the machine is false. What a worker meets on the link is what an agent would
+// say, so a saga that passes here fails in a VM only for the VM's reasons.
+package fake
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"sync"
+
+	"bulkhead/vm-worker/hypervisor"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// Name is what records call this driver.
+const Name = "fake"
+
+// Options configure the driver.
+type Options struct {
+	// Script runs the containers' processes; nil means Shell.
+	Script Script
+	// StartError and AttachError, when set, may fail these steps.
+	StartError  func(hypervisor.Spec) error
+	AttachError func(relPath string) error
+	// Mute makes guests that never open their link.
+	Mute bool
+	Log  hclog.Logger
+}
+
+// Driver makes fake VMs. They end with the process that made them; a VM can be
+// adopted from the driver that started it, and by a process that it outlived
+// it is found gone.
+type Driver struct {
+	options Options
+
+	mu  sync.Mutex
+	vms map[string]*vm // guarded by mu: the living, by id
+}
+
+var _ hypervisor.Driver = (*Driver)(nil)
+
+// New returns a driver without VMs.
+func New(o Options) *Driver {
+	if o.Script == nil {
+		o.Script = Shell
+	}
+	if o.Log == nil {
+		o.Log = hclog.NewNullLogger()
+	}
+	return &Driver{options: o, vms: map[string]*vm{}}
+}
+
+// Name implements hypervisor.Driver.
+func (d *Driver) Name() string { return Name }
+
+// Start implements hypervisor.Driver. Neither kernel nor image are looked at.
+func (d *Driver) Start(ctx context.Context, s hypervisor.Spec) (hypervisor.VM, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, fmt.Errorf("starting fake vm %s: %w", s.ID, err)
+	}
+	if d.options.StartError != nil {
+		if err := d.options.StartError(s); err != nil {
+			return nil, fmt.Errorf("starting fake vm %s: %w", s.ID, err)
+		}
+	}
+	v, err := newVM(d, s)
+	if err != nil {
+		return nil, fmt.Errorf("starting fake vm %s: %w", s.ID, err)
+	}
+	d.mu.Lock()
+	d.vms[s.ID] = v
+	d.mu.Unlock()
+	return v, nil
+}
+
+// Adopt implements hypervisor.Driver.
+func (d *Driver) Adopt(_ context.Context, rec hypervisor.Record) (hypervisor.VM, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	v := d.vms[rec.ID]
+	if v == nil || v.rec.Process != rec.Process {
+		return nil, fmt.Errorf("adopting fake vm %s: %w", rec.ID, hypervisor.ErrGone)
+	}
+	return v, nil
+}
+
+// Attached lists what was attached to a living VM's share: path to whether it
+// is read-only.
+func (d *Driver) Attached(id string) map[string]bool {
+	d.mu.Lock()
+	v := d.vms[id]
+	d.mu.Unlock()
+	if v == nil {
+		return nil
+	}
+	return v.attachedPaths()
+}
+
+func (d *Driver) forget(v *vm) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.vms[v.rec.ID] == v {
+		delete(d.vms, v.rec.ID)
+	}
+}
+
+// holder is the process that stands for a VM: it ends when it is killed or when
+// this process, holding the other end of its input, does.
+func holder() (*os.Process, *os.File, error) {
+	in, out, err := os.Pipe()
+	if err != nil {
+		return nil, nil, err
+	}
+	defer in.Close()
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		out.Close()
+		return nil, nil, err
+	}
+	defer null.Close()
+	p, err := os.StartProcess("/bin/cat", []string{"fake-vm"}, &os.ProcAttr{Files: []*os.File{in, null, null}})
+	if err != nil {
+		out.Close()
+		return nil, nil, err
+	}
+	return p, out, nil
+}

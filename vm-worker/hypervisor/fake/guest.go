@@ -1,0 +1,181 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package fake
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+
+	"bulkhead/bus"
+	"bulkhead/bus/link"
+	"bulkhead/bus/stdio"
+	agentv1 "bulkhead/proto/agent/v1"
+	"bulkhead/vm-worker/hypervisor"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/nats-io/nats.go"
+)
+
+// kernelRelease is what fake guests report.
+const kernelRelease = "0.0.0-fake"
+
+// guest is the agent of a fake VM.
+type guest struct {
+	sandbox  string
+	script   Script
+	log      hclog.Logger
+	endpoint *stdio.Endpoint
+	ports    []*port
+	ctx      context.Context // the guest's life
+	cancel   context.CancelFunc
+	running  sync.WaitGroup // everything of this guest
+
+	mu         sync.Mutex
+	nc         *nats.Conn            // guarded by mu: for events; nil before the first session
+	configured string                // guarded by mu: identity as given
+	containers map[string]*container // guarded by mu
+	nextPID    int32                 // guarded by mu
+}
+
+func startGuest(s hypervisor.Spec, o Options) (*guest, error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	g := &guest{
+		sandbox: s.ID, script: o.Script, log: o.Log.With("sandbox", s.ID), ctx: ctx, cancel: cancel,
+		endpoint: stdio.NewEndpoint(stdio.EndpointConfig{}), containers: map[string]*container{}, nextPID: 1,
+	}
+	for _, name := range []string{"ctl", "io"} {
+		p, err := newPort(s.Dir, name)
+		if err != nil {
+			g.stop()
+			return nil, err
+		}
+		g.ports = append(g.ports, p)
+	}
+	if o.Mute {
+		return g, nil
+	}
+	ctl, io := link.Listen(g.ports[0]), link.Listen(g.ports[1])
+	g.running.Go(func() { g.serveStreams(ctx, io) })
+	g.running.Go(func() { g.serveRequests(ctx, ctl) })
+	return g, nil
+}
+
+// stop ends the guest as the end of a machine would: nobody is told.
+func (g *guest) stop() {
+	g.cancel()
+	for _, p := range g.ports {
+		_ = p.Close()
+	}
+	g.mu.Lock()
+	containers := g.containers
+	g.containers = map[string]*container{}
+	g.mu.Unlock()
+	g.running.Wait()
+	for _, c := range containers {
+		c.end(0) // for the streams: the processes have ended with the guest
+	}
+}
+
+func (g *guest) serveStreams(ctx context.Context, io *link.Listener) {
+	defer io.Close()
+	for {
+		session, err := io.Accept(ctx)
+		if err != nil {
+			return
+		}
+		if err := g.endpoint.Serve(ctx, session); err != nil {
+			g.log.Debug("stream session ended", "error", err)
+		}
+	}
+}
+
+func (g *guest) serveRequests(ctx context.Context, ctl *link.Listener) {
+	defer ctl.Close()
+	dial := func(ctx context.Context) (net.Conn, error) {
+		session, err := ctl.Accept(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return session.NetConn(), nil
+	}
+	var nc *nats.Conn
+	for nc == nil {
+		var err error
+		if nc, err = bus.ConnectGuest(ctx, g.sandbox, dial); err != nil {
+			g.log.Debug("bus connection failed", "error", err)
+			nc = nil
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if nc == nil {
+		return
+	}
+	defer nc.Close()
+	server, err := g.register(nc)
+	if err != nil {
+		g.log.Error("requests not served", "error", err)
+		return
+	}
+	g.mu.Lock()
+	g.nc = nc
+	g.mu.Unlock()
+	nc.SetReconnectHandler(g.ready)
+	g.ready(nc)
+	<-ctx.Done()
+	// The machine is gone, and its requests with it.
+	if err := server.Stop(ctx); err != nil {
+		g.log.Debug("requests cut off", "error", err)
+	}
+}
+
+func (g *guest) register(nc *nats.Conn) (*bus.AgentServer, error) {
+	s := bus.NewAgentServer(nc, g.sandbox, bus.AgentLog(g.log))
+	err := errors.Join(
+		bus.HandleAgent(s, "configure", g.configure),
+		bus.HandleAgent(s, "create", g.create),
+		bus.HandleAgent(s, "start", g.start),
+		bus.HandleAgent(s, "exec", g.exec),
+		bus.HandleAgent(s, "signal", g.signal),
+		bus.HandleAgent(s, "pause", g.pause),
+		bus.HandleAgent(s, "resume", g.resume),
+		bus.HandleAgent(s, "delete", g.delete),
+		bus.HandleAgent(s, "status", g.status),
+		bus.HandleAgent(s, "stats", g.stats),
+	)
+	if err != nil {
+		return nil, err
+	}
+	return s, nc.Flush()
+}
+
+func (g *guest) ready(nc *nats.Conn) {
+	g.mu.Lock()
+	keys := make([]string, 0, len(g.containers))
+	for key := range g.containers {
+		keys = append(keys, key)
+	}
+	g.mu.Unlock()
+	event := &agentv1.Ready{Kernel: kernelRelease, Version: "fake", Containers: keys}
+	if err := bus.PublishAgentEvent(nc, g.sandbox, "ready", event); err != nil {
+		g.log.Warn("readiness not announced", "error", err)
+	}
+}
+
+// exited tells the host of a process's end.
+func (g *guest) exited(container, execID string, code int) {
+	g.mu.Lock()
+	nc := g.nc
+	g.mu.Unlock()
+	if nc == nil {
+		return
+	}
+	event := &agentv1.Exited{Container: container, ExecId: execID, ExitCode: int32(code)}
+	if err := bus.PublishAgentEvent(nc, g.sandbox, "exited", event); err != nil {
+		g.log.Debug("exit not announced", "error", err)
+	}
+}

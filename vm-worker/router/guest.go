@@ -1,0 +1,221 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"bulkhead/bus/stdio"
+)
+
+const (
+	// strayMax bounds the frames for channels without a relay in one session.
+	// Honest ones are what was on its way when a relay left.
+	strayMax = 1 << 18
+	// controlRate and controlBurst bound the guest's frames other than DATA,
+	// per second. An honest guest acknowledges each 64 KiB of input.
+	controlRate  = 50_000
+	controlBurst = 100_000
+	// controlQueue bounds the router's own words to the guest that wait.
+	controlQueue = 4096
+)
+
+// guestConn is one session with the guest.
+type guestConn struct {
+	session stdio.Session
+	own     chan []byte   // the router's own frames
+	done    chan struct{} // closed when ServeGuest has ended
+
+	stray  int
+	tokens float64
+	filled time.Time
+}
+
+// send passes a frame to the guest. It blocks while the link is full; errors
+// end the session's reader, which reports them.
+func (g *guestConn) send(frame []byte) {
+	if err := g.session.Send(frame); err != nil {
+		g.session.Close()
+	}
+}
+
+// control queues a frame of the router's own. It never blocks; on a nil guest it does nothing.
+func (g *guestConn) control(frame []byte) {
+	if g == nil {
+		return
+	}
+	select {
+	case g.own <- frame:
+	default:
+		// A guest that takes nothing: let its session end and begin anew.
+		go g.session.Close()
+	}
+}
+
+// ServeGuest moves frames between the guest and the relays until the session
+// fails, ctx ends or the guest breaks the rules (ErrViolation, with the
+// reason), and closes it. A second call supersedes the first.
+func (r *Router) ServeGuest(ctx context.Context, session stdio.Session) error {
+	g := &guestConn{
+		session: session,
+		own:     make(chan []byte, controlQueue),
+		done:    make(chan struct{}),
+		tokens:  controlBurst,
+		filled:  time.Now(),
+	}
+	defer close(g.done)
+	if err := r.install(g); err != nil {
+		session.Close()
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	closed := make(chan struct{})
+	context.AfterFunc(ctx, func() {
+		session.Close()
+		close(closed)
+	})
+	ownDone := make(chan struct{})
+	go func() {
+		defer close(ownDone)
+		for {
+			select {
+			case frame := <-g.own:
+				g.send(frame)
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	err := r.receive(g)
+	r.mu.Lock()
+	if r.guest == g {
+		r.guest = nil
+	}
+	r.mu.Unlock()
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	cancel()
+	<-closed
+	<-ownDone
+	return err
+}
+
+// install makes g the guest and has both ends of every channel restate themselves.
+func (r *Router) install(g *guestConn) error {
+	for {
+		r.mu.Lock()
+		if r.closed {
+			r.mu.Unlock()
+			return ErrClosed
+		}
+		before := r.guest
+		if before == nil {
+			break
+		}
+		r.mu.Unlock()
+		before.session.Close()
+		<-before.done
+	}
+	defer r.mu.Unlock()
+	r.guest = g
+	for id, ch := range r.channels {
+		switch {
+		case ch.relay != nil:
+			sync := stdio.AppendSimple(nil, stdio.TypeSync, 0, id, 0)
+			g.control(sync)
+			ch.relay.enqueue(sync)
+		case ch.finished:
+			g.control(stdio.AppendSimple(nil, stdio.TypeExitAck, 0, id, 0))
+		case ch.detached:
+			g.control(stdio.AppendGone(nil, id, 0, ""))
+		}
+	}
+	return nil
+}
+
+func (r *Router) receive(g *guestConn) error {
+	for {
+		b, err := g.session.Recv()
+		if err != nil {
+			return fmt.Errorf("receiving from the guest: %w", err)
+		}
+		f, err := stdio.Parse(b)
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrViolation, err)
+		}
+		if f.Type != stdio.TypeData && !g.allow(time.Now()) {
+			return fmt.Errorf("%w: more than %d control frames a second", ErrViolation, controlRate)
+		}
+		exited, err := r.fromGuest(g, f, b)
+		if err != nil {
+			r.cfg.Log.Warn("guest_broke_stdio_rules", "channel", f.Channel, "frame_type", f.Type, "error", err)
+			return err
+		}
+		if exited && r.cfg.OnExit != nil {
+			r.cfg.OnExit(f.Channel, f.Code())
+		}
+	}
+}
+
+// allow takes one control frame from the guest's allowance.
+func (g *guestConn) allow(now time.Time) bool {
+	g.tokens = min(controlBurst, g.tokens+now.Sub(g.filled).Seconds()*controlRate)
+	g.filled = now
+	g.tokens--
+	return g.tokens >= 0
+}
+
+// fromGuest checks one frame and passes it to its relay. exited reports a
+// channel's first EXIT.
+func (r *Router) fromGuest(g *guestConn, f stdio.Frame, frame []byte) (exited bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ch := r.channels[f.Channel]
+	if ch == nil {
+		return false, g.straying(f.Channel)
+	}
+	switch f.Type {
+	case stdio.TypeData, stdio.TypeEOF:
+		if f.Stream == stdio.Stdin {
+			return false, fmt.Errorf("%w: it sent standard input", ErrViolation)
+		}
+		w := ch.granted[f.Stream]
+		if ch.relay == nil || !w.known {
+			return false, g.straying(f.Channel) // RESUME has it sent again
+		}
+		if f.Off+uint64(f.Len) > w.limit {
+			return false, fmt.Errorf("%w: channel %d, stream %d: data up to %d, window up to %d",
+				ErrViolation, f.Channel, f.Stream, f.Off+uint64(f.Len), w.limit)
+		}
+	case stdio.TypeAck, stdio.TypeResume:
+		if f.Stream != stdio.Stdin {
+			return false, fmt.Errorf("%w: it acknowledged its own output", ErrViolation)
+		}
+	case stdio.TypeExit:
+		exited = !ch.exited
+		ch.exited = true
+		if ch.finished {
+			g.control(stdio.AppendSimple(nil, stdio.TypeExitAck, 0, f.Channel, 0))
+			return exited, nil
+		}
+	case stdio.TypeSync, stdio.TypeSignalAck:
+	default:
+		return false, fmt.Errorf("%w: frame type %d", ErrViolation, f.Type)
+	}
+	if ch.relay != nil {
+		ch.relay.enqueue(frame)
+	}
+	return exited, nil
+}
+
+// straying counts frames that have nowhere to go.
+func (g *guestConn) straying(channel uint32) error {
+	if g.stray++; g.stray > strayMax {
+		return fmt.Errorf("%w: more than %d frames for channels without a relay, the last for %d", ErrViolation, strayMax, channel)
+	}
+	return nil
+}
