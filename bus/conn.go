@@ -207,7 +207,7 @@ func (c *Conn) Close() {
 	if c.own != nil {
 		c.own()
 	}
-	c.lose(ErrConnectionLost)
+	c.renew()
 }
 
 // renew fails the calls that wait: their replies went to a connection that is

@@ -41,7 +41,7 @@ func TestCreateHandsOverAndLetsGo(t *testing.T) {
 	if h.handed[req.GetHandover()] != 2 || len(req.GetMounts()) != 2 {
 		t.Fatalf("handed %d descriptors, described %d", h.handed[req.GetHandover()], len(req.GetMounts()))
 	}
-	if m := req.GetMounts()[0]; m.GetDestination() != "/" || !m.GetIsDir() || !m.GetReadOnly() {
+	if m := req.GetMounts()[0]; m.GetDestination() != "/" || !m.GetIsDir() || m.GetReadOnly() {
 		t.Errorf("root mount %v", m)
 	}
 	if m := req.GetMounts()[1]; m.GetDestination() != "/etc/hosts" || m.GetIsDir() || !m.GetReadOnly() || m.GetIndex() != 1 {

@@ -39,7 +39,7 @@ var killCommand = command{
 		case bus.FailedPrecondition:
 			// containerd sends "--all 9" after the end of a container that shares a
 			// PID namespace, and takes a failure for its own.
-			if inv.Bool("all") {
+			if record, lookErr := lookUp(ctx, inv, ref); inv.Bool("all") && lookErr == nil && newState(record).Status == "stopped" {
 				return nil
 			}
 		}

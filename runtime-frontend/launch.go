@@ -13,10 +13,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
-	"time"
 
 	"bulkhead/bus"
-	"bulkhead/bus/handover"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/runtime-frontend/bundle"
 	"bulkhead/runtime-frontend/hooks"
@@ -169,41 +167,6 @@ func finish(relay hostProcess, opts launchOptions) error {
 	return nil
 }
 
-// handoverSocket is where the worker takes descriptors, below the run directory.
-const handoverSocket = "handover.sock"
-
-// handOver opens the bundle's root file system and bind mounts and gives them
-// to the worker under the token.
-func handOver(ctx context.Context, socket, token string, b *bundle.Bundle) ([]*vmv1.HandedMount, error) {
-	trees := []tree{{source: b.Rootfs, destination: "/", recursive: true, isDir: true, readOnlyInGuest: b.Spec.Root.Readonly}}
-	for _, bind := range b.Binds {
-		trees = append(trees, tree{
-			source: bind.Source, destination: bind.Destination, recursive: bind.Recursive, isDir: bind.IsDir,
-			readOnlyOnHost: bind.ReadOnly, readOnlyInGuest: bind.ReadOnly,
-		})
-	}
-	var (
-		files  []*os.File
-		mounts []*vmv1.HandedMount
-	)
-	defer func() {
-		for _, f := range files {
-			f.Close()
-		}
-	}()
-	for i, t := range trees {
-		f, err := t.open()
-		if err != nil {
-			return nil, err
-		}
-		files = append(files, f)
-		mounts = append(mounts, &vmv1.HandedMount{
-			Index: uint32(i), Destination: t.destination, ReadOnly: t.readOnlyInGuest, IsDir: t.isDir,
-		})
-	}
-	return mounts, handover.Send(ctx, socket, token, files)
-}
-
 // deleteOwn removes the record of a failed create, if there is one and it is
 // that create's: after a timeout nobody knows, and the id may be another's by now.
 func deleteOwn(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, operation string) error {
@@ -256,26 +219,4 @@ func interrupted(ctx context.Context, err error) error {
 		return fmt.Errorf("%w, and what was done is undone", context.Cause(ctx))
 	}
 	return err
-}
-
-// undoTime bounds taking back what a failed command did.
-const undoTime = 15 * time.Second
-
-// undoList takes steps back in reverse order, also when the command's own
-// context has ended.
-type undoList struct {
-	steps []func(context.Context) error
-	warn  func(format string, args ...any)
-}
-
-func (u *undoList) add(step func(context.Context) error) { u.steps = append(u.steps, step) }
-
-func (u *undoList) run(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-	defer cancel()
-	for i := len(u.steps) - 1; i >= 0; i-- {
-		if err := u.steps[i](ctx); err != nil {
-			u.warn("undoing: %s", errorText(err))
-		}
-	}
 }

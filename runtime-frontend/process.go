@@ -29,7 +29,7 @@ func execProcess(inv *invocation, record *vmv1.Container) (*specs.Process, error
 		if err := json.Unmarshal(text, &process); err != nil {
 			return nil, fmt.Errorf("%q is not a process: %w", path, err)
 		}
-		return process, bundle.CheckProcess(process)
+		return bundle.ProcessForGuest(process)
 	}
 	args := inv.Args().Tail()
 	if len(args) == 0 {
@@ -64,7 +64,7 @@ func execProcess(inv *invocation, record *vmv1.Container) (*specs.Process, error
 		}
 		process.User.AdditionalGids = append(process.User.AdditionalGids, uint32(gid))
 	}
-	return process, bundle.CheckProcess(process)
+	return bundle.ProcessForGuest(process)
 }
 
 // addCapabilities follows runc: ambient ones need inheritable ones, which

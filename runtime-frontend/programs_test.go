@@ -24,6 +24,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"bulkhead/bus/stdio"
 	vmv1 "bulkhead/proto/vm/v1"
 )
 
@@ -322,4 +323,97 @@ func BenchmarkState(b *testing.B) {
 	}
 	slices.Sort(took)
 	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms/median")
+}
+
+// endWith plays the worker at a relay's socket: it says how the process ended
+// as soon as somebody listens.
+func endWith(t *testing.T, socket string, code int) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); err != nil {
+		t.Error(err)
+	}
+	if err := unix.Sendmsg(fd, stdio.AppendExit(nil, 0, code, 0, 0), nil, nil, 0); err != nil {
+		t.Error(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+}
+
+func TestForegroundEndsWithTheProcesssStatus(t *testing.T) {
+	e := newEngine(t)
+	e.onStart = func(record *vmv1.Container) error {
+		endWith(t, record.GetRelay().GetSocket(), 7)
+		return nil
+	}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	for _, terminal := range []bool{false, true} {
+		cmd := e.command("run", "--bundle", e.bundle(func(s *specs.Spec) { s.Process.Terminal = terminal }), "c1")
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		late := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+		_ = cmd.Wait()
+		late.Stop()
+		if got := cmd.ProcessState.ExitCode(); got != 7 {
+			t.Errorf("terminal %v: exit status %d", terminal, got)
+		}
+		if _, ok := e.record("c1"); ok {
+			t.Errorf("terminal %v: the container is still there", terminal)
+		}
+	}
+}
+
+func TestForegroundExecEndsWithTheProgramsStatus(t *testing.T) {
+	e := newEngine(t)
+	dir := e.bundle(nil)
+	pidFile := filepath.Join(dir, "pid")
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	run := func(args ...string) int {
+		cmd := e.command(args...)
+		errFile, err := os.Create(filepath.Join(dir, "stderr"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer errFile.Close()
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, errFile
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		late := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+		defer late.Stop()
+		_ = cmd.Wait()
+		if text, _ := os.ReadFile(errFile.Name()); len(text) > 0 {
+			t.Errorf("%v: %s", args, text)
+		}
+		return cmd.ProcessState.ExitCode()
+	}
+	if status := run("create", "-b", dir, "--pid-file", pidFile, "c1"); status != 0 {
+		t.Fatalf("exit status %d", status)
+	}
+	init := readPid(t, pidFile)
+	killRelay(t, init)
+	e.onExec = func(req *vmv1.ExecRequest) error {
+		exec, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", req.GetRelay().GetPid()))
+		if want, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", init)); exec != want {
+			t.Errorf("the exec's relay is in PID namespace %s, the container's in %s", exec, want)
+		}
+		endWith(t, req.GetRelay().GetSocket(), 9)
+		return nil
+	}
+	if status := run("exec", "c1", "true"); status != 9 {
+		t.Errorf("exit status %d", status)
+	}
 }

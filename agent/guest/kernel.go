@@ -13,20 +13,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A parameter is a value that differs from the kernel's default, with the
-// reason. A container may ask for others in linux.sysctl.
+// parameters are the values that differ from the kernel's defaults, with the
+// reasons. A container may ask for others in linux.sysctl.
 var parameters = []struct{ path, value string }{
+	// Namespaces and mounts come and go with each process; with several CPUs each change waits for RCU.
+	{"/sys/kernel/rcu_expedited", "1"},
 	// The largest number of processes is the container's pids limit, not a table of 32768.
-	{"kernel/pid_max", "4194304"},
+	{"/proc/sys/kernel/pid_max", "4194304"},
 	// Search engines and databases refuse to start below 262144, and a container cannot raise it on other runtimes.
-	{"vm/max_map_count", "1048576"},
-	{"fs/inotify/max_user_instances", "8192"},
-	{"fs/inotify/max_user_watches", "524288"},
+	{"/proc/sys/vm/max_map_count", "1048576"},
+	{"/proc/sys/fs/inotify/max_user_instances", "8192"},
+	{"/proc/sys/fs/inotify/max_user_watches", "524288"},
 	// What distributions set; the kernel's own defaults are off for compatibility.
-	{"fs/protected_hardlinks", "1"},
-	{"fs/protected_symlinks", "1"},
-	{"kernel/dmesg_restrict", "1"},
-	{"kernel/kptr_restrict", "1"},
+	{"/proc/sys/fs/protected_hardlinks", "1"},
+	{"/proc/sys/fs/protected_symlinks", "1"},
+	{"/proc/sys/kernel/dmesg_restrict", "1"},
+	{"/proc/sys/kernel/kptr_restrict", "1"},
 }
 
 // openFiles is the limit of PID 1 that containers inherit when they ask for none; it is what engines run with.
@@ -36,7 +38,7 @@ const openFiles = 1 << 20
 // What this kernel lacks is skipped.
 func SetParameters() error {
 	for _, p := range parameters {
-		err := os.WriteFile("/proc/sys/"+p.path, []byte(p.value), 0)
+		err := os.WriteFile(p.path, []byte(p.value), 0)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("setting kernel parameter %s: %w", p.path, err)
 		}

@@ -31,7 +31,8 @@ var mounts = []mount{
 	{"mqueue", "/dev/mqueue", "mqueue", safe, "", false},
 	{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755", false},
 	{"tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777", false},
-	{"cgroup2", "/sys/fs/cgroup", "cgroup2", safe, "nsdelegate", false},
+	// favordynmods: moving a process must not wait for an RCU grace period (cgroup-v2.rst).
+	{"cgroup2", "/sys/fs/cgroup", "cgroup2", safe, "nsdelegate,favordynmods", false},
 	{"securityfs", "/sys/kernel/security", "securityfs", safe, "", true},
 }
 

@@ -5,10 +5,12 @@ package vmtest_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -253,6 +255,87 @@ func configure(t *testing.T, vm *vmtest.VM) {
 	exit(t, ct.Relay)
 	if got := ct.Output(); got != "2030\n" {
 		t.Errorf("the container's year is %q", got)
+	}
+	ct.delete(t)
+}
+
+func honoured(t *testing.T, vm *vmtest.VM) {
+	umask := uint32(0o27)
+	p := sh("umask; touch /x 2>&1; cat /tmp/hook; cat /proc/sys/kernel/shmmni; cat /sys/fs/cgroup/cpu.max /sys/fs/cgroup/pids.max; busybox cat /proc/self/mountinfo | grep -c ' /opt/t '")
+	p.User.Umask = &umask
+	limit := int64(77)
+	ct := create(t, vm, "honoured", p, func(s *specs.Spec) {
+		s.Root.Readonly = true
+		s.Mounts = append(s.Mounts,
+			specs.Mount{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs"},
+			specs.Mount{Destination: "/opt/t", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1m"}})
+		s.Hooks.StartContainer = []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo hooked > /tmp/hook"}}}
+		s.Linux.Sysctl["kernel.shmmni"] = "4321"
+		s.Linux.Resources.CPU = &specs.LinuxCPU{Quota: ptr(int64(50000)), Period: ptr(uint64(100000)), Shares: ptr(uint64(512))}
+		s.Linux.Resources.Pids = &specs.LinuxPids{Limit: &limit}
+	})
+	ct.start(t)
+	exit(t, ct.Relay)
+	const want = "0027\ntouch: /x: Read-only file system\nhooked\n4321\n50000 100000\n77\n1\n"
+	if ct.Output() != want {
+		t.Errorf("the container printed %q and %q, want %q", ct.Output(), ct.ErrOutput(), want)
+	}
+	ct.delete(t)
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func deleteDuringCreate(t *testing.T, vm *vmtest.VM) {
+	for range 3 {
+		created := make(chan error, 1)
+		go func() {
+			_, err := tryCreate(t, vm, "race", process("sleep", "1000"))
+			created <- err
+		}()
+		for infoOf(t, vm, "race") == nil && len(created) == 0 {
+		}
+		call[agentv1.DeleteReply](t, vm, "delete", &agentv1.DeleteRequest{Container: "race"})
+		// Either it was killed while being created, or it was there for a moment.
+		err := <-created
+		if info := infoOf(t, vm, "race"); info != nil {
+			t.Errorf("the container is still there (create said %v): %v", err, info)
+		}
+	}
+	ct := create(t, vm, "race", process("true"))
+	ct.start(t)
+	if code := exit(t, ct.Relay); code != 0 {
+		t.Errorf("the name cannot be used again: exit code %d", code)
+	}
+	ct.delete(t)
+}
+
+func newLink(t *testing.T, vm *vmtest.VM) {
+	ct := create(t, vm, "link", sh("i=0; while [ $i -lt 300 ]; do i=$((i+1)); echo line $i; sleep 0.01; done; read x; echo $x; exit 6"))
+	ct.start(t)
+	for _, at := range []string{"line 50\n", "line 150\n"} {
+		if err := ct.Until(within(t), at); err != nil {
+			t.Fatal(err)
+		}
+		vm.Cut()
+		select {
+		case ready := <-vm.Readies():
+			if got := ready.GetContainers(); len(got) != 1 || got[0] != "link" {
+				t.Errorf("the agent says it has %v", got)
+			}
+		case <-time.After(patience):
+			t.Fatal("the agent did not come back")
+		}
+	}
+	ct.Input("input\n")
+	if code := exit(t, ct.Relay); code != 6 {
+		t.Errorf("exit code %d", code)
+	}
+	var want strings.Builder
+	for i := 1; i <= 300; i++ {
+		fmt.Fprintln(&want, "line", i)
+	}
+	if want.WriteString("input\n"); ct.Output() != want.String() {
+		t.Errorf("the output is not exact: %q", ct.Output())
 	}
 	ct.delete(t)
 }

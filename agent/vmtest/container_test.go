@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -136,6 +137,8 @@ func exit(t testing.TB, r *vmtest.Relay) int {
 
 func TestPhases(t *testing.T) {
 	vm := vmtest.Boot(t)
+	status := call[agentv1.StatusReply](t, vm, "status", &agentv1.StatusRequest{})
+	t.Logf("memory: %d MiB of which free %d MiB", status.GetMemoryTotal()>>20, status.GetMemoryFree()>>20)
 	t.Logf("QEMU start -> agent main (guest clock) %v, linked %v, ready %v", vm.Phase.Agent, vm.Phase.Linked, vm.Phase.Ready)
 	for i := range 3 {
 		begin := time.Now()
@@ -150,5 +153,12 @@ func TestPhases(t *testing.T) {
 		if code != 0 {
 			t.Errorf("true ended with %d: %q", code, c.ErrOutput())
 		}
+	}
+}
+
+func TestAgentThatCannotGoOnPowersOff(t *testing.T) {
+	const want = "the kernel's command line has no bulkhead.sandbox="
+	if got := vmtest.RunToEnd(t, ""); !strings.Contains(got, want) || strings.Contains(got, "Kernel panic") {
+		t.Errorf("the console says:\n%s\nwant %q and no panic", got, want)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"bulkhead/agent/vmtest"
 	"bulkhead/bus"
@@ -41,6 +42,9 @@ func TestAgent(t *testing.T) {
 		{"bind mounts come from the share", binds},
 		{"memory limit kills and says so", outOfMemory},
 		{"configure is given once", configure},
+		{"specification is honoured inside", honoured},
+		{"delete ends a create that is under way", deleteDuringCreate},
+		{"a new link loses no byte and no exit code", newLink},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, vm) })
 	}
@@ -130,7 +134,7 @@ func looksLikeDocker(t *testing.T, vm *vmtest.VM) {
 	p := sh(`echo pid=$$ host=$(hostname); id -u; id -G; cat /proc/self/status | grep -E "^(NoNewPrivs|Seccomp|CapEff):" | tr -d "\t"
 echo to-stderr > /dev/stderr; echo to-stdout > /dev/stdout
 ls /dev | tr "\n" " "; echo; cat /proc/1/cgroup; mount | grep -c "/sys/fs/cgroup type cgroup2"; cat /proc/sys/net/ipv4/ip_unprivileged_port_start
-ls /sys/class/net; cat /proc/kcore | wc -c; touch /proc/sys/kernel/x 2>&1; nproc; cat /proc/self/oom_score_adj; ulimit -n`)
+ls /sys/class/net; cat /proc/kcore | wc -c; touch /proc/sys/kernel/x 2>&1; nproc; cat /proc/self/oom_score_adj; ulimit -n; touch /tmp/mine`)
 	p.Args[2] = strings.ReplaceAll(p.Args[2], "tr -d", "busybox tr -d")
 	p.Args[2] = strings.ReplaceAll(p.Args[2], "| tr ", "| busybox tr ")
 	p.User = specs.User{UID: 1000, GID: 1000, AdditionalGids: []uint32{27, 44}}
@@ -140,6 +144,10 @@ ls /sys/class/net; cat /proc/kcore | wc -c; touch /proc/sys/kernel/x 2>&1; nproc
 	ct.start(t)
 	code := exit(t, ct.Relay)
 	out := ct.Output()
+	var mine unix.Stat_t
+	if err := unix.Stat(filepath.Join(vm.Share, "look/rootfs/tmp/mine"), &mine); err != nil || mine.Uid != 1000 || mine.Gid != 1000 {
+		t.Errorf("a file of uid 1000 is owned by %d:%d on the host, %v", mine.Uid, mine.Gid, err)
+	}
 	for _, want := range []string{
 		"pid=1 host=c0ffee\n", "\n1000\n1000 27 44\n", "NoNewPrivs:1", "Seccomp:2", "CapEff:0000000000000000",
 		"to-stdout\n", "full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero", "0::/\n1\n0\n", "lo\n", "\n0\n", "\n1234\n",

@@ -139,9 +139,16 @@ func (s *streams) serve(session *link.Session) {
 	s.mu.Lock()
 	s.session = session
 	for _, r := range s.relays {
+		r.stdin.Stall()
 		s.send(stdio.AppendSimple(nil, stdio.TypeSync, 0, r.Channel, 0))
+		r.restate()
 	}
 	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.session = nil
+		s.mu.Unlock()
+	}()
 	for {
 		b, err := session.Recv()
 		if err != nil {
@@ -172,10 +179,7 @@ func (r *Relay) handle(f stdio.Frame) {
 		_ = r.stdin.Resume(f.Off, f.Limit(), f.Flags)
 		r.flush()
 	case stdio.TypeSync:
-		for i := range r.out {
-			r.s.send(r.out[i].AppendAck(nil, uint8(i+1), r.Channel))
-			r.s.send(r.out[i].AppendResume(nil, uint8(i+1), r.Channel))
-		}
+		r.restate()
 	case stdio.TypeExit:
 		r.hasCode, r.code = true, f.Code()
 		r.ends = [2]uint64{f.End(1), f.End(2)}
@@ -186,6 +190,14 @@ func (r *Relay) handle(f stdio.Frame) {
 	}
 	if r.acked {
 		r.s.send(stdio.AppendSimple(nil, stdio.TypeExitAck, 0, r.Channel, 0))
+	}
+}
+
+// restate says how far the output has come.
+func (r *Relay) restate() {
+	for i := range r.out {
+		r.s.send(r.out[i].AppendAck(nil, uint8(i+1), r.Channel))
+		r.s.send(r.out[i].AppendResume(nil, uint8(i+1), r.Channel))
 	}
 }
 

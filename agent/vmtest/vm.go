@@ -45,7 +45,11 @@ type VM struct {
 	server  *server.Server
 	streams *streams
 	exits   chan *agentv1.Exited
+	readies chan *agentv1.Ready
 	wg      sync.WaitGroup
+
+	mu            sync.Mutex // guards the two below
+	cutCtl, cutIO context.CancelFunc
 }
 
 // Phases are the moments of a boot, since QEMU was started.
@@ -82,12 +86,12 @@ func Boot(t testing.TB) *VM {
 		t.Fatal(err)
 	}
 	vm.startBus()
-	ready := make(chan *agentv1.Ready, 8)
-	watch(t, vm.Conn, "ready", ready)
+	vm.readies = make(chan *agentv1.Ready, 8)
+	watch(t, vm.Conn, "ready", vm.readies)
 	watch(t, vm.Conn, "exited", vm.exits)
 	ctx, cancel := context.WithCancel(context.Background())
 	begun := time.Now()
-	ended := vm.startQEMU(ctx, image, dir)
+	ended := vm.startQEMU(ctx, image, dir, "bulkhead.sandbox="+Sandbox)
 	t.Cleanup(func() {
 		cancel()
 		<-ended
@@ -100,7 +104,7 @@ func Boot(t testing.TB) *VM {
 	vm.wg.Go(func() { vm.serveIO(ctx, filepath.Join(dir, "io.sock")) })
 	vm.wg.Go(func() { vm.serveCtl(ctx, filepath.Join(dir, "ctl.sock"), begun) })
 	select {
-	case vm.Ready = <-ready:
+	case vm.Ready = <-vm.readies:
 		vm.Phase.Ready = time.Since(begun)
 		vm.Phase.Agent = time.Duration(vm.Ready.GetUptimeSeconds() * float64(time.Second))
 	case <-ended:
@@ -109,6 +113,25 @@ func Boot(t testing.TB) *VM {
 		t.Fatalf("the agent did not become ready; the guest's console:\n%s", vm.console)
 	}
 	return vm
+}
+
+// RunToEnd boots a guest with these kernel parameters, waits until it powers off by itself, and returns
+// what it printed.
+func RunToEnd(t testing.TB, parameters string) string {
+	t.Helper()
+	image := guestImage(t)
+	dir := t.TempDir()
+	vm := &VM{t: t, Share: filepath.Join(dir, "share"), console: &console{}}
+	if err := os.Mkdir(vm.Share, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	<-vm.startQEMU(ctx, image, dir, parameters)
+	if ctx.Err() != nil {
+		t.Fatalf("the guest did not power off; it says:\n%s", vm.console)
+	}
+	return vm.Console()
 }
 
 // startBus runs a bus with nothing else on it.
@@ -130,14 +153,14 @@ func (vm *VM) startBus() {
 	}
 }
 
-func (vm *VM) startQEMU(ctx context.Context, image guest, dir string) (ended chan struct{}) {
+func (vm *VM) startQEMU(ctx context.Context, image guest, dir, parameters string) (ended chan struct{}) {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-machine", "q35,hpet=off,vmport=off,smbus=off,sata=off,i8042=off,smm=off,memory-backend=ram",
 		"-accel", "tcg,tb-size=64", "-cpu", "max",
 		"-m", "256M,slots=4,maxmem=2G", "-object", "memory-backend-memfd,id=ram,size=256M,share=on",
 		"-kernel", image.kernel, "-append", "root=/dev/pmem0 rootfstype=ext4 rootflags=dax=always ro rootwait console=ttyS0 quiet panic=-1 " +
-			"tsc=reliable no_timer_check init=/sbin/bulkhead-agent bulkhead.sandbox=" + Sandbox,
+			"tsc=reliable no_timer_check init=/sbin/bulkhead-agent " + parameters,
 		"-object", "memory-backend-file,id=root,mem-path=" + image.image + ",size=" + strconv.FormatInt(image.size, 10) + ",share=on,readonly=on",
 		"-device", "virtio-pmem-pci,memdev=root",
 		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
@@ -156,36 +179,63 @@ func (vm *VM) startQEMU(ctx context.Context, image guest, dir string) (ended cha
 	ended = make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = cmd.Wait()
+		if err := cmd.Wait(); err != nil && ctx.Err() == nil {
+			fmt.Fprintf(vm.console, "QEMU: %v\n", err)
+		}
 	}()
 	return ended
 }
 
-// serveCtl carries the guest's bus connection. The in-process connection stands in for the
-// host's guest socket, which has tests of its own.
+// serveCtl carries the guest's bus connection, again after each end of a session. The in-process
+// connection stands in for the host's guest socket, which has tests of its own.
 func (vm *VM) serveCtl(ctx context.Context, path string, begun time.Time) {
-	session, err := dialPort(ctx, path)
-	if err != nil {
-		return
+	for ctx.Err() == nil {
+		session, err := dialPort(ctx, path)
+		if err != nil {
+			return
+		}
+		if vm.Phase.Linked == 0 {
+			vm.Phase.Linked = time.Since(begun)
+		}
+		conn, err := vm.server.InProcessConn()
+		if err != nil {
+			vm.t.Error(err)
+			return
+		}
+		life, cut := context.WithCancel(ctx)
+		vm.setCut(&vm.cutCtl, cut)
+		pipe(life, session.NetConn(), conn)
+		cut()
 	}
-	vm.Phase.Linked = time.Since(begun)
-	guest := session.NetConn()
-	conn, err := vm.server.InProcessConn()
-	if err != nil {
-		vm.t.Error(err)
-		return
-	}
-	pipe(ctx, guest, conn)
 }
 
 func (vm *VM) serveIO(ctx context.Context, path string) {
-	session, err := dialPort(ctx, path)
-	if err != nil {
-		return
+	for ctx.Err() == nil {
+		session, err := dialPort(ctx, path)
+		if err != nil {
+			return
+		}
+		life, cut := context.WithCancel(ctx)
+		vm.setCut(&vm.cutIO, cut)
+		stop := context.AfterFunc(life, func() { session.Close() })
+		vm.streams.serve(session)
+		stop()
+		cut()
 	}
-	stop := context.AfterFunc(ctx, func() { session.Close() })
-	defer stop()
-	vm.streams.serve(session)
+}
+
+func (vm *VM) setCut(which *context.CancelFunc, cut context.CancelFunc) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	*which = cut
+}
+
+// Cut breaks both sessions, as a restart of the host's worker does; they come back by themselves.
+func (vm *VM) Cut() {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.cutCtl()
+	vm.cutIO()
 }
 
 // dialPort opens a session as soon as QEMU listens and the guest answers.

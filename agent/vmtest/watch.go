@@ -32,3 +32,6 @@ func (vm *VM) Exits() <-chan *agentv1.Exited { return vm.exits }
 
 // Console is what the guest printed.
 func (vm *VM) Console() string { return vm.console.String() }
+
+// Readies are the ready events after the first.
+func (vm *VM) Readies() <-chan *agentv1.Ready { return vm.readies }

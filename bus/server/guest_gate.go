@@ -19,6 +19,8 @@ const (
 	maxGuestErrors = 32
 	// guestWriteTimeout is how long a guest may leave its messages unread.
 	guestWriteTimeout = 5 * time.Second
+	// answerPrefix begins the reply subjects of requests that crossed accounts.
+	answerPrefix = "_R_."
 )
 
 // gate stands between one guest and the server: it parses both directions,
@@ -83,7 +85,12 @@ func (g *gate) fromGuest() error {
 			return err
 		}
 		out = op.append(out[:0])
-		wait, flooded := pace.take(time.Now(), len(out))
+		// Answers are paced by the host's questions: the server refuses any other.
+		var wait time.Duration
+		var flooded bool
+		if !strings.HasPrefix(op.subject, answerPrefix) {
+			wait, flooded = pace.take(time.Now(), len(out))
+		}
 		if flooded {
 			return &malformedError{fmt.Sprintf("it flooded the bus for more than %v with over %d operations or %d bytes per second", floodLimit, guestOpsPerSecond, guestBytesPerSecond)}
 		}

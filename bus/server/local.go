@@ -4,6 +4,7 @@
 package server
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // listen makes a unix socket for root below the run directory. The lock on the
@@ -94,7 +96,7 @@ func (s *Server) serveLocal(conn net.Conn) {
 	defer conn.Close()
 	if err := s.checkPeer(conn); err != nil {
 		s.log.Warn("bus connection refused", "error", err)
-		_, _ = io.WriteString(conn, refusal)
+		refuse(conn)
 		return
 	}
 	uid, pid, err := peer(conn)
@@ -130,5 +132,16 @@ func (s *Server) serveLocal(conn net.Conn) {
 	both.Wait()
 }
 
-// refusal is all that a peer without rights hears.
-const refusal = "INFO {\"server_id\":\"bulkhead\",\"version\":\"2.0.0\",\"proto\":1,\"max_payload\":1024}\r\n-ERR 'Authorization Violation'\r\n"
+// refuse is all that a peer without rights hears. The client's own first words,
+// CONNECT and PING, are read to their end, because closing before would break
+// its write and lose it the answer.
+func refuse(conn net.Conn) {
+	_ = conn.SetDeadline(time.Now().Add(refusalTimeout)) // a peer that stalls loses the answer, nothing else
+	_, _ = io.WriteString(conn, "INFO {\"server_id\":\"bulkhead\",\"version\":\"2.0.0\",\"proto\":1,\"max_payload\":1024}\r\n")
+	words := bufio.NewScanner(io.LimitReader(conn, 4*maxControlLine))
+	for words.Scan() && words.Text() != "PING" {
+	}
+	_, _ = io.WriteString(conn, "-ERR 'Authorization Violation'\r\n")
+}
+
+const refusalTimeout = time.Second

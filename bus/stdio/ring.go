@@ -72,8 +72,11 @@ func (r *Ring) Free(off uint64) {
 	k := min(off-r.base, uint64(r.n))
 	r.base += k
 	r.n -= int(k)
-	if r.n == 0 && len(r.buf) > ringMin {
+	switch {
+	case r.n == 0 && len(r.buf) > ringMin:
 		r.buf = nil
+	case r.n <= ringMin && len(r.buf) >= 4*ringMin:
+		r.resize(ringMin)
 	}
 }
 
@@ -88,11 +91,13 @@ func (r *Ring) grow(need int) {
 	for size < need {
 		size *= 2
 	}
+	r.resize(size)
+}
+
+func (r *Ring) resize(size int) {
 	fresh := Ring{buf: make([]byte, size), base: r.base, n: r.n, max: r.max}
 	for off := r.base; off < r.End(); {
-		part := r.At(off)
-		k := copy(fresh.buf[fresh.index(off):], part)
-		off += uint64(k)
+		off += uint64(copy(fresh.buf[fresh.index(off):], r.At(off)))
 	}
 	*r = fresh
 }

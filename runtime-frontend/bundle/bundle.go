@@ -28,15 +28,15 @@ import (
 // (runtime-spec, bundle.md).
 const ConfigName = "config.json"
 
-// maxConfig bounds config.json. Docker's is about 20 KiB; a bigger one than
-// this is a mistake, and is told so rather than carried to the bus.
-const maxConfig = 4 << 20
+// maxConfig bounds config.json, which has to fit in one message of the bus, of
+// 1 MiB, together with the rest of a request. Docker's is about 20 KiB.
+const maxConfig = 768 << 10
 
 // Bundle is a bundle whose config.json was read, once, and found good.
 type Bundle struct {
 	Dir    string      // absolute
-	Config []byte      // config.json as read
-	Spec   *specs.Spec // the same, decoded
+	Config []byte      // config.json for the guest: as read, but for what asks for nothing
+	Spec   *specs.Spec // config.json, decoded
 	Rootfs string      // absolute, symbolic links resolved
 	Binds  []Bind      // the mounts whose files are the host's, in order
 }
@@ -60,9 +60,12 @@ func Load(dir string, opts Options) (*Bundle, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Bundle{Dir: dir, Config: text, Spec: spec}
+	b := &Bundle{Dir: dir, Spec: spec}
 	if err := errors.Join(Check(spec), checkCgroupsPath(spec, opts)); err != nil {
 		return nil, oneLine(err)
+	}
+	if b.Config, err = forGuest(text, spec); err != nil {
+		return nil, err
 	}
 	if b.Rootfs, err = rootfs(dir, spec.Root); err != nil {
 		return nil, err

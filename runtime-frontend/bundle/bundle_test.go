@@ -5,8 +5,10 @@ package bundle
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -63,7 +65,10 @@ func TestDockersOrdinaryConfigPasses(t *testing.T) {
 }
 
 func TestConfigIsKeptAsWritten(t *testing.T) {
-	dir := dockerBundle(t, nil)
+	dir := dockerBundle(t, func(s *specs.Spec) {
+		s.Process.ApparmorProfile = ""
+		s.Linux.Resources.Memory.Swappiness = nil
+	})
 	path := filepath.Join(dir, ConfigName)
 	text, _ := os.ReadFile(path)
 	// An unknown property must reach the guest's side unchanged and bother nobody.
@@ -77,6 +82,42 @@ func TestConfigIsKeptAsWritten(t *testing.T) {
 	}
 	if string(b.Config) != string(text) {
 		t.Error("the text differs from the file's")
+	}
+}
+
+// TestWhatAsksForNothingStaysOutOfTheGuest: the guest refuses an AppArmor
+// profile, and Docker names its default wherever the host has AppArmor.
+func TestWhatAsksForNothingStaysOutOfTheGuest(t *testing.T) {
+	dir := dockerBundle(t, nil)
+	path := filepath.Join(dir, ConfigName)
+	text, _ := os.ReadFile(path)
+	text = []byte(strings.Replace(string(text), "{", `{"com.example.unknown": {"deep": [1]},`, 1))
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b, err := Load(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, gone := range []string{"apparmorProfile", "swappiness"} {
+		if strings.Contains(string(b.Config), gone) {
+			t.Errorf("%s is still there", gone)
+		}
+	}
+	if !strings.Contains(string(b.Config), `"com.example.unknown":{"deep":[1]}`) {
+		t.Error("an unknown property is lost")
+	}
+	var before, after specs.Spec
+	if err := errors.Join(json.Unmarshal(text, &before), json.Unmarshal(b.Config, &after)); err != nil {
+		t.Fatal(err)
+	}
+	before.Process.ApparmorProfile, before.Linux.Resources.Memory.Swappiness = "", nil
+	if !reflect.DeepEqual(before, after) {
+		t.Error("something else changed")
+	}
+	guest, err := ProcessForGuest(&specs.Process{Args: []string{"x"}, Cwd: "/", ApparmorProfile: "docker-default"})
+	if err != nil || guest.ApparmorProfile != "" {
+		t.Errorf("%+v, %v", guest, err)
 	}
 }
 

@@ -120,7 +120,7 @@ var properties = map[string]verdict{
 	"linux.resources.memory.kernelTCP":               refusedIf(positive, "cgroup v2, which the virtual machine uses, has no limit for TCP memory alone"),
 	"linux.resources.memory.swappiness":              refusedIf(swappinessSet, "the virtual machine has no swap, so there is no swappiness to set"),
 	"linux.resources.memory.disableOOMKiller":        refused("cgroup v2, which the virtual machine uses, cannot disable the OOM killer"),
-	"linux.resources.memory.useHierarchy":            carried, // cgroup v2 has nothing else
+	"linux.resources.memory.useHierarchy":            refusedIf(setFalse, "cgroup v2, which the virtual machine uses, always counts in hierarchy"),
 	"linux.resources.memory.checkBeforeUpdate":       carried,
 	"linux.resources.cpu.shares":                     carried,
 	"linux.resources.cpu.quota":                      carried,
@@ -175,6 +175,11 @@ func positive(v reflect.Value) bool {
 	default:
 		return v.Uint() > 0
 	}
+}
+
+func setFalse(v reflect.Value) bool {
+	v = reflect.Indirect(v)
+	return v.IsValid() && !v.Bool()
 }
 
 // swappinessSet: Docker's clients write -1, which arrives as the largest

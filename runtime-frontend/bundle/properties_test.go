@@ -111,6 +111,7 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		{"linux.resources.memory.swappiness", "no swap", func(s *specs.Spec) { s.Linux.Resources.Memory.Swappiness = &sixty }},
 		{"linux.resources.memory.kernel", "kernel memory", func(s *specs.Spec) { s.Linux.Resources.Memory.Kernel = &number }},
 		{"linux.resources.memory.disableOOMKiller", "OOM killer", func(s *specs.Spec) { s.Linux.Resources.Memory.DisableOOMKiller = &yes }},
+		{"linux.resources.memory.useHierarchy", "hierarchy", func(s *specs.Spec) { no := false; s.Linux.Resources.Memory.UseHierarchy = &no }},
 		{"linux.resources.cpu.realtimeRuntime", "real-time", func(s *specs.Spec) { s.Linux.Resources.CPU.RealtimeRuntime = &number }},
 		{"linux.rootfsPropagation", "do not propagate", func(s *specs.Spec) { s.Linux.RootfsPropagation = "rshared" }},
 		{"hooks.createContainer", "not supported yet", func(s *specs.Spec) { s.Hooks.CreateContainer = hook }},

@@ -4,6 +4,7 @@
 package relay
 
 import (
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,7 +48,7 @@ func (r *relay) run() int {
 // wait sleeps until a descriptor is ready or the deadline is reached, and serves what is ready.
 func (l *loop) wait() {
 	l.mu.Lock()
-	conn := l.conn
+	conn, warm := l.conn, l.warm
 	l.mu.Unlock()
 	fds := [5]unix.PollFd{
 		{Fd: int32(l.wakeMain), Events: unix.POLLIN},
@@ -63,7 +64,14 @@ func (l *loop) wait() {
 	if !l.deadline.IsZero() {
 		timeout = max(0, int(time.Until(l.deadline)/time.Millisecond)+1)
 	}
+	cool := warm && (timeout < 0 || timeout > int(coolDown/time.Millisecond))
+	if cool {
+		timeout = int(coolDown / time.Millisecond)
+	}
 	if !poll(fds[:], timeout) {
+		if cool {
+			l.giveBack()
+		}
 		return
 	}
 	if fds[0].Revents != 0 {
@@ -85,6 +93,14 @@ func (l *loop) wait() {
 		l.vmDead = true
 		l.deadline = time.Now().Add(goneGrace)
 	}
+}
+
+// giveBack returns the memory of grown buffers to the host.
+func (l *loop) giveBack() {
+	l.mu.Lock()
+	l.warm = false
+	l.mu.Unlock()
+	debug.FreeOSMemory()
 }
 
 // step looks whether the end has come.

@@ -34,6 +34,7 @@ const (
 	attachDeadline = 60 * time.Second       // committed, the frontend gone, and no worker ever
 	goneGrace      = 300 * time.Millisecond // QEMU is dead: time for the worker to say why
 	drainDeadline  = 900 * time.Millisecond // VM dead: time for the engine to take what was received
+	coolDown       = time.Second            // quiet time after which memory is given back
 	ackDeadline    = 200 * time.Millisecond // time for EXIT_ACK to leave
 )
 
@@ -72,6 +73,7 @@ type relay struct {
 	goneCode  int
 	finishNow bool // do not wait for stuck readers any more
 	draining  bool // the VM is dead, what was received is being written
+	warm      bool // buffers have grown since memory was last given back
 }
 
 // Main is the whole life of a relay process. It must be called on the leading

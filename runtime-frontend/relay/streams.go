@@ -43,6 +43,7 @@ func (r *relay) readInput() {
 		r.mu.Lock()
 		if n > 0 {
 			r.in.Write(buf[:n])
+			r.moved(n)
 		} else if r.setup.Terminal {
 			r.hangup()
 		} else {
@@ -53,6 +54,14 @@ func (r *relay) readInput() {
 		if n <= 0 {
 			return
 		}
+	}
+}
+
+// moved notes that buffers may have grown. Callers hold r.mu.
+func (r *relay) moved(n int) {
+	if n >= 4<<10 && !r.warm {
+		r.warm = true
+		r.wake(r.wakeMain)
 	}
 }
 
@@ -94,6 +103,7 @@ func (r *relay) writeOutput(i int) {
 			}
 			return
 		}
+		r.moved(n)
 		if o.Done(n) {
 			r.ackPending[i] = true
 			r.sendable.Signal()

@@ -208,6 +208,10 @@ func (ns *namespaces) forkHere(spec Spec, std streams, control, dir *os.File) (*
 			return nil, fmt.Errorf("entering the namespace %s: %w", f.Name(), err)
 		}
 	}
+	// Whatever the caller was started with is not for the relay.
+	if err := unix.CloseRange(3, ^uint(0)>>1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return nil, fmt.Errorf("keeping descriptors from the relay: %w", err)
+	}
 	attr := &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{},

@@ -199,30 +199,58 @@ func (c *Cgroup) Destroy(ctx context.Context) error {
 		}
 		return nil
 	}
-	var errs []error
-	for _, dir := range c.state.Made {
-		errs = append(errs, removeDir(ctx, dir))
-	}
-	return errors.Join(errs...)
+	return removeDirs(ctx, c.state.Made)
 }
 
-// removeDir removes a cgroup and those beneath it. A cgroup whose last task is
-// being reaped refuses rmdir with EBUSY, and v1 has no event for its end.
-func removeDir(ctx context.Context, dir string) error {
+// removeDirs removes cgroups and those beneath them. A cgroup whose last task is
+// being reaped refuses with EBUSY, and v1 has no event for its end: so it is
+// tried again until ctx ends.
+func removeDirs(ctx context.Context, dirs []string) error {
 	for {
-		err := cgroups.RemovePath(dir)
-		if err == nil || errors.Is(err, fs.ErrNotExist) {
-			return nil
+		var busy error
+		for _, dir := range dirs {
+			err := removeTree(dir)
+			if errors.Is(err, unix.EBUSY) {
+				busy = fmt.Errorf("removing cgroup %s, which still has processes: %w", dir, err)
+			} else if err != nil {
+				return fmt.Errorf("removing cgroup %s: %w", dir, err)
+			}
 		}
-		if !errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("removing cgroup %s: %w", dir, err)
+		if busy == nil {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("removing cgroup %s, which still has processes: %w", dir, err)
-		case <-time.After(20 * time.Millisecond):
+			return busy
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// removeTree removes a cgroup after its children. An absent one is no error; it
+// is looked for by name, as a read-only cgroup file system answers EROFS to both.
+func removeTree(dir string) error {
+	err := unix.Rmdir(dir)
+	if err == nil || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	entries, readErr := os.ReadDir(dir)
+	if errors.Is(readErr, fs.ErrNotExist) {
+		return nil
+	}
+	children := 0
+	for _, e := range entries {
+		if e.IsDir() {
+			children++
+			if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	if children > 0 {
+		err = unix.Rmdir(dir)
+	}
+	return err
 }
 
 func (c *Cgroup) undo() error {
@@ -234,7 +262,7 @@ func (c *Cgroup) undo() error {
 // disable forgets the paths after removing what was made of them.
 func (c *Cgroup) disable() {
 	for _, dir := range c.state.Made {
-		_ = cgroups.RemovePath(dir)
+		_ = removeTree(dir)
 	}
 	c.manager = nil
 	c.state.Disabled, c.state.Paths, c.state.Made = true, nil, nil

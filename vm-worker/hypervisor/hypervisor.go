@@ -60,7 +60,7 @@ type Spec struct {
 	OOMScoreAdj *int
 	// Launched, when set, is called with the complete record after the process
 	// exists and before it runs the hypervisor. Its error stops the launch.
-	Launched func(Record) error
+	Launched func(Record) error `json:"-"`
 }
 
 // VM is a virtual machine that has been started or adopted.

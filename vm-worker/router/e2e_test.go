@@ -75,7 +75,6 @@ func TestNothingIsLostOrRepeatedWhenWorkerAndLinkRestart(t *testing.T) {
 			case <-time.After(30 * time.Millisecond): // spread over the transfer; no outcome depends on it
 			}
 			if n%2 == 0 {
-				r.session.Close()
 				r.newSession()
 				continue
 			}
@@ -180,7 +179,6 @@ func TestSignalsArriveOnceAcrossRestarts(t *testing.T) {
 		got[receive(t, c.signals)]++
 	}
 	for range 3 { // each new session has the relay repeat what is unacknowledged
-		r.session.Close()
 		r.newSession()
 	}
 	if err := r.router.Signal(1, int(unix.SIGTERM)); err != nil {

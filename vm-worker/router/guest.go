@@ -57,7 +57,8 @@ func (g *guestConn) control(frame []byte) {
 
 // ServeGuest moves frames between the guest and the relays until the session
 // fails, ctx ends or the guest breaks the rules (ErrViolation, with the
-// reason), and closes it. A second call supersedes the first.
+// reason), and closes it. A second call supersedes the
+// first; calls for an older and a newer session must not race.
 func (r *Router) ServeGuest(ctx context.Context, session stdio.Session) error {
 	g := &guestConn{
 		session: session,

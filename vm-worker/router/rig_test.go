@@ -180,6 +180,10 @@ func (r *rig) newRouter() {
 // newSession opens a guest link session as a worker does.
 func (r *rig) newSession() {
 	r.t.Helper()
+	if r.session != nil {
+		r.session.Close()
+		<-r.serving
+	}
 	host, guest := connPair(r.t)
 	r.port.plug(guest)
 	s, err := link.Dial(r.ctx, host)

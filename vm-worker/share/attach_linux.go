@@ -104,22 +104,35 @@ func inNamespace(vm *os.File, do func() error) error {
 	if err != nil {
 		return fmt.Errorf("using the vm's pidfd: %w", err)
 	}
+	return onOwnThread(func() error {
+		// A thread shares its root and working directory with its process
+		// until it says otherwise, and setns refuses to change shared ones.
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("preparing a thread: %w", err)
+		}
+		var entered error
+		err := raw.Control(func(fd uintptr) { entered = unix.Setns(int(fd), unix.CLONE_NEWNS) })
+		if err = errors.Join(err, entered); err != nil {
+			return fmt.Errorf("entering the mount namespace of the vm: %w", err)
+		}
+		return do()
+	})
+}
+
+// onOwnThread runs do on a thread that ends with it. It is never the process's
+// first one: that cannot end, would hold the namespace for ever and show it as
+// the process's own in /proc/self.
+func onOwnThread(do func() error) error {
 	result := make(chan error)
 	go func() {
-		runtime.LockOSThread() // never unlocked: the runtime ends the thread with the goroutine
-		result <- func() error {
-			// A thread shares its root and working directory with its process
-			// until it says otherwise, and setns refuses to change shared ones.
-			if err := unix.Unshare(unix.CLONE_FS); err != nil {
-				return fmt.Errorf("preparing a thread: %w", err)
-			}
-			var entered error
-			err := raw.Control(func(fd uintptr) { entered = unix.Setns(int(fd), unix.CLONE_NEWNS) })
-			if err = errors.Join(err, entered); err != nil {
-				return fmt.Errorf("entering the mount namespace of the vm: %w", err)
-			}
-			return do()
-		}()
+		runtime.LockOSThread() // not unlocked after do: the runtime ends the thread with the goroutine
+		if unix.Gettid() != unix.Getpid() {
+			result <- do()
+			return
+		}
+		err := onOwnThread(do) // elsewhere, while this goroutine keeps the first thread
+		runtime.UnlockOSThread()
+		result <- err
 	}()
 	return <-result
 }

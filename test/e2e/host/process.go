@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -131,7 +132,8 @@ func (p *Process) Stop() error {
 // Tail is the last lines of the log.
 func (p *Process) Tail(lines int) string { return Tail(p.Log, 0, lines) }
 
-// Tail is the last lines of what a file holds beyond offset.
+// Tail is the last lines of what a file holds beyond offset; what engines tell of
+// their ordinary doings is left out.
 func Tail(path string, offset int64, lines int) string {
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -141,5 +143,6 @@ func Tail(path string, offset int64, lines int) string {
 		offset = 0
 	}
 	all := strings.Split(strings.TrimSpace(string(text[offset:])), "\n")
+	all = slices.DeleteFunc(all, func(line string) bool { return strings.Contains(line, " level=info ") })
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }

@@ -111,9 +111,9 @@ func obey(words []string) string {
 	case "chown":
 		err = os.Chown(arg(1), 1234, 1234)
 	case "chmod":
-		err = os.Chmod(arg(1), 0o4751)
-	case "mknod":
-		err = syscall.Mknod(arg(1), syscall.S_IFCHR|0o600, 1<<8|3)
+		err = syscall.Chmod(arg(1), 0o4751)
+	case "mkfifo":
+		err = syscall.Mkfifo(arg(1), 0o600)
 	case "symlink":
 		err = os.Symlink(arg(1), arg(2))
 	case "setxattr":
@@ -124,6 +124,11 @@ func obey(words []string) string {
 			_, _ = os.Stdout.WriteString(line)
 		}
 		fmt.Println("last line")
+		// TCSBRK with 1 waits until the serial port has sent everything.
+		_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, os.Stdout.Fd(), 0x5409, 1)
+		if errno != 0 {
+			err = errno
+		}
 	case "poweroff":
 		err = syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
 	case "reboot":

@@ -4,11 +4,53 @@
 package frontend
 
 import (
+	"context"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"bulkhead/bus/handover"
+	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/runtime-frontend/bundle"
 )
+
+// handoverSocket is where the worker takes descriptors, below the run directory.
+const handoverSocket = "handover.sock"
+
+// handOver opens the bundle's root file system and bind mounts and gives them
+// to the worker under the token.
+func handOver(ctx context.Context, socket, token string, b *bundle.Bundle) ([]*vmv1.HandedMount, error) {
+	// The root is handed over writable even for root.readonly, which the guest
+	// carries out: first it makes the places of the mounts in it, as runc does.
+	trees := []tree{{source: b.Rootfs, destination: "/", recursive: true, isDir: true}}
+	for _, bind := range b.Binds {
+		trees = append(trees, tree{
+			source: bind.Source, destination: bind.Destination, recursive: bind.Recursive, isDir: bind.IsDir,
+			readOnly: bind.ReadOnly,
+		})
+	}
+	var (
+		files  []*os.File
+		mounts []*vmv1.HandedMount
+	)
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	for i, t := range trees {
+		f, err := t.open()
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, f)
+		mounts = append(mounts, &vmv1.HandedMount{
+			Index: uint32(i), Destination: t.destination, ReadOnly: t.readOnly, IsDir: t.isDir,
+		})
+	}
+	return mounts, handover.Send(ctx, socket, token, files)
+}
 
 // tree is a directory or file of the host that is given to a VM.
 type tree struct {
@@ -16,10 +58,9 @@ type tree struct {
 	destination string
 	recursive   bool // with the mounts beneath
 	isDir       bool
-	// readOnlyOnHost makes the given mount itself read-only, so that not even a
-	// guest that broke out of its kernel's rules can write.
-	readOnlyOnHost  bool
-	readOnlyInGuest bool
+	// readOnly makes the given mount itself read-only, so that not even a guest
+	// whose kernel was taken over can write.
+	readOnly bool
 }
 
 // open makes a detached copy of the mount (open_tree(2)): it appears in no
@@ -48,7 +89,7 @@ func (t tree) open() (*os.File, error) {
 	}
 	// The copy of a shared mount is shared too, and what is mounted in one would appear in the other.
 	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}
-	if t.readOnlyOnHost {
+	if t.readOnly {
 		attr.Attr_set = unix.MOUNT_ATTR_RDONLY
 	}
 	if err := unix.MountSetattr(fd, "", attrFlags, &attr); err != nil {

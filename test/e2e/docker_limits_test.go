@@ -1,0 +1,126 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/docker/go-units"
+)
+
+// cgroupFile reads a value of the container's own cgroup, of version 2 or 1.
+func cgroupFile(v2, v1 string) string {
+	return fmt.Sprintf("cat /sys/fs/cgroup/%s 2>/dev/null || cat /sys/fs/cgroup/%s", v2, v1)
+}
+
+func TestLimitsAreSeenInTheContainer(t *testing.T) {
+	d := newDocker(t)
+	for _, c := range []struct {
+		name    string
+		options []string
+		script  string
+		want    string
+	}{
+		{"memory", opts("-m", "200m"), cgroupFile("memory.max", "memory/memory.limit_in_bytes"), "209715200"},
+		{"half a CPU", opts("--cpus", "0.5"), cgroupFile("cpu.max", "cpu/cpu.cfs_quota_us") + " | cut -d' ' -f1", "50000"},
+		{"two CPUs", opts("--cpus", "2"), "nproc", "2"},
+		{"processes", opts("--pids-limit", "33"), cgroupFile("pids.max", "pids/pids.max"), "33"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			expect(t, "the value", dockerUser{t, d.engine}.run(c.options, "sh", "-c", c.script), c.want)
+		})
+	}
+}
+
+func TestAForkBombEndsAtTheLimitOfProcesses(t *testing.T) {
+	d := newDocker(t)
+	r := d.tryRun(opts("--pids-limit", "20"), "sh", "-c", "for i in $(seq 40); do sleep 30 & done; echo not reached")
+	if !strings.Contains(r.Stderr, "can't fork") {
+		t.Errorf("forty processes with a limit of twenty: code %d, stdout %q, stderr %q", r.Code, r.Stdout, r.Stderr)
+	}
+}
+
+func TestAContainerThatExceedsItsMemoryIsOOMKilled(t *testing.T) {
+	d := newDocker(t)
+	name := d.launch(opts("-m", "64m"), "dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1")
+	expect(t, "the exit code", d.do("wait", name), "137")
+	expect(t, "OOMKilled", d.inspect(name, ".State.OOMKilled"), "true")
+}
+
+func TestAKilledContainerIsNotOOMKilled(t *testing.T) {
+	d := newDocker(t)
+	name := d.launch(opts("-m", "64m"), "sleep", "1000")
+	d.do("kill", name)
+	expect(t, "the exit code", d.do("wait", name), "137")
+	expect(t, "OOMKilled", d.inspect(name, ".State.OOMKilled"), "false")
+}
+
+func TestAContainerMayUseTheMemoryItWasGiven(t *testing.T) {
+	d := newDocker(t)
+	r := d.tryRun(opts("-m", "256m"), "dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1")
+	expect(t, "the exit code of a program that takes 200 of 256 MiB", r.Code, 0)
+}
+
+func TestStatsAreTheContainersOwn(t *testing.T) {
+	d := newDocker(t)
+	const limit = 200 << 20
+	name := d.launch(opts("-m", strconv.Itoa(limit)), "sh", "-c", "while :; do :; done")
+	var stats struct{ CPUPerc, MemUsage, PIDs string }
+	must(t, commandTime, func() error { // the first sample after a start may have no CPU time yet
+		if err := json.Unmarshal([]byte(d.do("stats", "--no-stream", "--format", "{{json .}}", name)), &stats); err != nil {
+			return err
+		}
+		percent, err := strconv.ParseFloat(strings.TrimSuffix(stats.CPUPerc, "%"), 64)
+		if err != nil {
+			return err
+		}
+		if percent < 10 {
+			return fmt.Errorf("a busy container uses %v%% of a CPU", percent)
+		}
+		return nil
+	})
+	used, maximum, _ := strings.Cut(stats.MemUsage, " / ")
+	usage := bytesOf(t, used)
+	if !reference() && (usage < 10<<20 || usage > 1<<30) {
+		t.Errorf("memory in use is %s", used)
+	}
+	if usage > hostMemory(t)/4 {
+		t.Errorf("memory in use is %s, which looks like the host's", used)
+	}
+	// The VM around the container may add its part; the host's memory is no limit.
+	if got := bytesOf(t, maximum); got < limit-1<<20 || got > 3*limit {
+		t.Errorf("the limit is %s for a container of %d MiB", maximum, limit>>20)
+	}
+	if n, err := strconv.Atoi(stats.PIDs); err != nil || n < 1 {
+		t.Errorf("it has %q processes", stats.PIDs)
+	}
+}
+
+func bytesOf(t *testing.T, text string) int64 {
+	t.Helper()
+	n, err := units.RAMInBytes(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func hostMemory(t *testing.T) int64 {
+	t.Helper()
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kib, err := strconv.ParseInt(strings.Fields(string(text))[1], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}

@@ -1,0 +1,313 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package hostcgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	Main()
+	os.Exit(m.Run())
+}
+
+func needCgroups(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("making cgroups needs root")
+	}
+}
+
+var serial int
+
+// spec describes limits in a cgroup of this test's own.
+func spec(path string, r *specs.LinuxResources) *specs.Spec {
+	return &specs.Spec{Linux: &specs.Linux{CgroupsPath: path, Resources: r}}
+}
+
+func ownPath(t *testing.T) string {
+	serial++
+	return fmt.Sprintf("/bulkhead-test-%d-%d", os.Getpid(), serial)
+}
+
+func create(t *testing.T, s *specs.Spec, opts Options) *Cgroup {
+	t.Helper()
+	needCgroups(t)
+	c, err := Create(s, "key", opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Destroy(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return c
+}
+
+// bystander is a process in the cgroup.
+func bystander(t *testing.T, c *Cgroup) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("cat")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	if err := c.Enter(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	return cmd
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func read(t *testing.T, c *Cgroup, controller, v1, v2 string) string {
+	t.Helper()
+	name, dir := v1, c.state.Paths[controller]
+	if cgroups.IsCgroup2UnifiedMode() {
+		name, dir = v2, c.state.Paths[""]
+	}
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(b))
+}
+
+func TestLimitsAreWidenedByTheOverhead(t *testing.T) {
+	path := ownPath(t)
+	over := Overhead{MemoryBytes: 100 << 20, Pids: 50}
+	c := create(t, spec(path, &specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(4 << 20))},
+		Pids:   &specs.LinuxPids{Limit: ptr(int64(10))},
+		CPU:    &specs.LinuxCPU{Shares: ptr(uint64(512)), Quota: ptr(int64(20000)), Period: ptr(uint64(100000)), Cpus: "0"},
+	}), Options{Overhead: over})
+	if got, want := read(t, c, "memory", "memory.limit_in_bytes", "memory.max"), strconv.Itoa(104<<20); got != want {
+		t.Errorf("the memory limit is %s, want %s", got, want)
+	}
+	if got := read(t, c, "pids", "pids.max", "pids.max"); got != "60" {
+		t.Errorf("the pids limit is %s, want 60", got)
+	}
+	if got := read(t, c, "cpuset", "cpuset.cpus", "cpuset.cpus"); got != "0" {
+		t.Errorf("the cpus are %s", got)
+	}
+	if got := read(t, c, "cpu", "cpu.cfs_quota_us", "cpu.max"); strings.HasPrefix(got, "20000") {
+		t.Error("the quota throttles the boot")
+	}
+	if err := c.ApplyQuota(); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, c, "cpu", "cpu.cfs_quota_us", "cpu.max"); !strings.HasPrefix(got, "20000") {
+		t.Errorf("the quota is %s", got)
+	}
+}
+
+func TestProcessesEnterAndAreCounted(t *testing.T) {
+	c := create(t, spec(ownPath(t), nil), Options{})
+	cmd := bystander(t, c)
+	for _, file := range c.ProcsPaths() {
+		b, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(b), strconv.Itoa(cmd.Process.Pid)) {
+			t.Errorf("%s has %q, %v", file, b, err)
+		}
+	}
+	stats, err := c.Stats()
+	if err != nil || stats.PidsStats.Current != 1 {
+		t.Errorf("the statistics count %d processes, %v", stats.PidsStats.Current, err)
+	}
+}
+
+func TestDestroyRemovesOnlyWhatCreateMade(t *testing.T) {
+	path := ownPath(t)
+	outer := create(t, spec(path, nil), Options{})
+	again, err := Create(spec(path, nil), "key", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Destroy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range outer.state.Paths {
+		if _, err := os.Stat(p); err != nil {
+			t.Errorf("a cgroup that was there before is gone: %v", err)
+		}
+	}
+	if err := outer.Destroy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range outer.state.Paths {
+		if _, err := os.Stat(p); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", p, err)
+		}
+	}
+	if err := outer.Destroy(t.Context()); err != nil {
+		t.Errorf("destroying twice: %v", err)
+	}
+}
+
+func TestDestroyWaitsForTheLastProcess(t *testing.T) {
+	c := create(t, spec(ownPath(t), nil), Options{})
+	cmd := bystander(t, c)
+	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := c.Destroy(short); err == nil {
+		t.Error("a populated cgroup was removed")
+	}
+	go func() { _ = cmd.Process.Kill(); _, _ = cmd.Process.Wait() }()
+	if err := c.Destroy(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLoadFindsWhatAnInterruptedCreateMade(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "cgroup.json")
+	c := create(t, spec(ownPath(t), nil), Options{StateFile: file})
+	loaded, err := Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(loaded.ProcsPaths()) == 0 || fmt.Sprint(loaded.ProcsPaths()) != fmt.Sprint(c.ProcsPaths()) {
+		t.Errorf("loaded %v, made %v", loaded.ProcsPaths(), c.ProcsPaths())
+	}
+	if err := loaded.Destroy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range c.state.Paths {
+		if _, err := os.Stat(p); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left: %v", p, err)
+		}
+	}
+	if _, err := Load(file + ".none"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("loading nothing gives %v", err)
+	}
+}
+
+func TestFailedCreateLeavesNothing(t *testing.T) {
+	needCgroups(t)
+	path := ownPath(t)
+	_, err := Create(spec(path, &specs.LinuxResources{CPU: &specs.LinuxCPU{Cpus: "4095"}}), "key", Options{})
+	if err == nil {
+		t.Fatal("a CPU that does not exist was accepted")
+	}
+	mountpoint, findErr := cgroups.FindCgroupMountpoint("", "cpuset")
+	if findErr != nil {
+		mountpoint = "/sys/fs/cgroup"
+	}
+	if _, err := os.Stat(mountpoint + path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is left", mountpoint+path)
+	}
+}
+
+func TestWhereTheCgroupIs(t *testing.T) {
+	for _, c := range []struct {
+		name, asked string
+		systemd     bool
+		want, err   string
+	}{
+		{"named", "/docker/abc", false, "/docker/abc", ""},
+		{"unnamed", "", false, "/bulkhead/key", ""},
+		{"relative", "pod/abc", false, "/bulkhead/pod/abc", ""},
+		{"escaping", "../../abc", false, "/bulkhead/abc", ""},
+		{"the root", "/..", false, "", "whole host"},
+		{"systemd's form", "system.slice:docker:abc", false, "", "--systemd-cgroup"},
+		{"scope", "system.slice:docker:abc", true, "system.slice docker abc", ""},
+		{"unnamed scope", "", true, " bulkhead key", ""},
+		{"path with systemd", "/docker/abc", true, "", "slice:prefix:name"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			config, _, err := configOf(spec(c.asked, nil), "key", Options{Systemd: c.systemd, PID: 1})
+			if c.err != "" {
+				if err == nil || !strings.Contains(err.Error(), c.err) {
+					t.Errorf("the error is %v, want %q in it", err, c.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := config.Path
+			if c.systemd {
+				got = config.Parent + " " + config.ScopePrefix + " " + config.Name
+			}
+			if got != c.want {
+				t.Errorf("the place is %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func TestOOMKillInTheGuestIsSeenInTheHostCgroup(t *testing.T) {
+	if cgroups.IsCgroup2UnifiedMode() {
+		t.Skip("the eventfd is of cgroup v1")
+	}
+	for _, limit := range []int64{0, 256 << 20} {
+		t.Run(strconv.FormatInt(limit>>20, 10)+" MiB", func(t *testing.T) {
+			c := create(t, spec(ownPath(t), &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(limit)}}), Options{Overhead: DefaultOverhead})
+			cmd := bystander(t, c)
+			event := watchOOM(t, c.state.Paths["memory"])
+			before := read(t, c, "memory", "memory.limit_in_bytes", "")
+
+			begin := time.Now()
+			if err := c.SignalOOM(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("took %s", time.Since(begin))
+			if err := event.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := event.Read(make([]byte, 8)); err != nil {
+				t.Errorf("the engine's eventfd says nothing: %v", err)
+			}
+			if after := read(t, c, "memory", "memory.limit_in_bytes", ""); after != before {
+				t.Errorf("the limit was %s and is %s", before, after)
+			}
+			if err := cmd.Process.Signal(unix.Signal(0)); err != nil {
+				t.Errorf("a bystander was killed: %v", err)
+			}
+			stats, err := c.Stats()
+			if err != nil || stats.PidsStats.Current != 1 {
+				t.Errorf("%d processes are in the cgroup, %v", stats.PidsStats.Current, err)
+			}
+		})
+	}
+}
+
+// watchOOM does what engines do, kernel Documentation/admin-guide/cgroup-v1/memory.rst, 10.
+func watchOOM(t *testing.T, dir string) *os.File {
+	t.Helper()
+	control, err := os.Open(filepath.Join(dir, "memory.oom_control"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	event := os.NewFile(uintptr(fd), "eventfd")
+	t.Cleanup(func() { event.Close() })
+	line := fmt.Sprintf("%d %d", fd, control.Fd())
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.event_control"), []byte(line), 0); err != nil {
+		t.Fatal(err)
+	}
+	return event
+}

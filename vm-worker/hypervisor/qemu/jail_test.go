@@ -1,0 +1,228 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"bulkhead/vm-worker/hypervisor"
+)
+
+func TestQEMUIsJailed(t *testing.T) {
+	t.Parallel()
+	spec := newSpec(t)
+	adj := 7
+	spec.OOMScoreAdj = &adj
+	secret, err := os.Open("/etc/passwd") // held here, and not to be inherited
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer secret.Close()
+	v := startVM(t, spec)
+	proc := fmt.Sprintf("/proc/%d", v.Record().PID)
+
+	for _, ns := range []string{"mnt", "pid", "ipc", "uts", "net"} {
+		own, _ := os.Readlink("/proc/self/ns/" + ns)
+		its, err := os.Readlink(proc + "/ns/" + ns)
+		if err != nil || own == its {
+			t.Errorf("the %s namespace is %s, ours is %s, %v", ns, its, own, err)
+		}
+	}
+	status := fieldsOf(t, proc+"/status")
+	var want uint64
+	for _, c := range capabilities {
+		want |= 1 << c
+	}
+	for _, set := range []string{"CapEff", "CapPrm", "CapBnd"} {
+		if got, _ := strconv.ParseUint(status[set], 16, 64); got != want {
+			t.Errorf("%s is %x, want %x", set, got, want)
+		}
+	}
+	for name, want := range map[string]string{"CapInh": "0000000000000000", "CapAmb": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2"} {
+		if status[name] != want {
+			t.Errorf("%s is %s, want %s", name, status[name], want)
+		}
+	}
+	if b, _ := os.ReadFile(proc + "/oom_score_adj"); strings.TrimSpace(string(b)) != "7" {
+		t.Errorf("oom_score_adj is %s", b)
+	}
+	if got, want := list(t, proc+"/root"), []string{".stage", "dev", "etc", "guest", "lib", "lib32", "lib64", "libx32", "proc", "share", "usr"}; !subset(got, want) {
+		t.Errorf("the jail's root has %v, want nothing but %v", got, want)
+	}
+	if got, want := list(t, proc+"/root/dev"), []string{"null", "urandom", "zero"}; !slices.Equal(got, want) {
+		t.Errorf("the jail's /dev has %v, want %v", got, want)
+	}
+	if got, want := list(t, proc+"/root/etc"), []string{"ld.so.cache"}; !subset(got, want) {
+		t.Errorf("the jail's /etc has %v, want %v", got, want)
+	}
+	mounts, err := os.ReadFile(proc + "/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		place, options := f[4], strings.Split(f[5], ",")
+		if place != "/.stage" && !slices.Contains(options, "ro") {
+			t.Errorf("%s is writable in the jail: %s", place, line)
+		}
+		if strings.Contains(line, "shared:") || strings.Contains(line, "master:") {
+			t.Errorf("%s is not private: %s", place, line)
+		}
+	}
+	for _, fd := range list(t, proc+"/fd") {
+		target, _ := os.Readlink(proc + "/fd/" + fd)
+		if strings.Contains(target, "passwd") || strings.HasPrefix(target, spec.Dir) {
+			t.Errorf("descriptor %s of QEMU is %s", fd, target)
+		}
+	}
+	if stat := strings.Fields(readFile(t, proc+"/stat")); stat[5] != stat[0] {
+		t.Errorf("QEMU is in session %s, not one of its own", stat[5])
+	}
+}
+
+// TestDeviceSet is the list of everything a guest can talk to.
+func TestDeviceSet(t *testing.T) {
+	t.Parallel()
+	v := startVM(t, newSpec(t)).(*vm)
+	var buses []struct {
+		Devices []struct {
+			QdevID string `json:"qdev_id"`
+			ID     struct {
+				Vendor, Device int
+			} `json:"id"`
+		} `json:"devices"`
+	}
+	if err := v.monitor.execute(t.Context(), "query-pci", nil, &buses); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, b := range buses {
+		for _, d := range b.Devices {
+			got = append(got, fmt.Sprintf("%04x:%04x %s", d.ID.Vendor, d.ID.Device, d.QdevID))
+		}
+	}
+	slices.Sort(got)
+	want := []string{
+		"1af4:1003 link", "1af4:1005 rng0", "1af4:1009 share0", "1af4:105b pmem0",
+		"8086:2918 ", // the ISA bridge, ICH9-LPC: serial port, RTC, ACPI
+		"8086:29c0 ", // the host bridge
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("the PCI devices are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	var peripherals []struct{ Name, Type string }
+	args := map[string]string{"path": "/machine/peripheral-anon"}
+	if err := v.monitor.execute(t.Context(), "qom-list", args, &peripherals); err != nil {
+		t.Fatal(err)
+	}
+	got = nil
+	for _, p := range peripherals {
+		if strings.HasPrefix(p.Type, "child<") {
+			got = append(got, strings.TrimSuffix(strings.TrimPrefix(p.Type, "child<"), ">"))
+		}
+	}
+	slices.Sort(got)
+	if want := []string{"virtserialport", "virtserialport", "vmgenid"}; !slices.Equal(got, want) {
+		t.Errorf("the further devices are %v, want %v", got, want)
+	}
+	var net json.RawMessage
+	if err := v.monitor.execute(t.Context(), "query-rx-filter", nil, &net); err != nil || string(net) != "[]" {
+		t.Errorf("the network cards are %s, %v", net, err)
+	}
+}
+
+func TestConsoleFloodIsBounded(t *testing.T) {
+	t.Parallel()
+	spec := newSpec(t)
+	v := startVM(t, spec)
+	c := connect(t, v)
+	c.ready()
+	if got := c.ask("print"); got != "ok" {
+		t.Fatalf("the guest answers %q", got)
+	}
+	if err := v.Shutdown(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var size int64
+	for _, name := range []string{consoleFile, consoleFile + ".1"} {
+		st, err := os.Stat(spec.Dir + "/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		size += st.Size()
+	}
+	if size > 2*consoleHalf {
+		t.Errorf("the console's logs have %d bytes, more than %d", size, 2*consoleHalf)
+	}
+	if tail := v.ConsoleTail(100); !strings.Contains(tail, "last line") {
+		t.Errorf("the console ends with %q", tail)
+	}
+}
+
+func TestPauseStopsTheGuest(t *testing.T) {
+	t.Parallel()
+	v := startVM(t, newSpec(t))
+	c := connect(t, v)
+	c.ready()
+	if err := v.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c.send("echo back")
+	if err := v.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.line(); got != "back" {
+		t.Errorf("after the pause the guest answers %q", got)
+	}
+	var kinds []hypervisor.EventKind
+	for len(kinds) == 0 || kinds[len(kinds)-1] != hypervisor.EventResumed || !slices.Contains(kinds, hypervisor.EventStopped) {
+		e, ok := <-v.Events()
+		if !ok {
+			t.Fatalf("the events are %v", kinds)
+		}
+		kinds = append(kinds, e.Kind)
+	}
+}
+
+func fieldsOf(t *testing.T, path string) map[string]string {
+	t.Helper()
+	fields := map[string]string{}
+	for line := range strings.Lines(readFile(t, path)) {
+		name, value, _ := strings.Cut(line, ":")
+		fields[name] = strings.TrimSpace(value)
+	}
+	return fields
+}
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func list(t *testing.T, dir string) []string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+func subset(of, all []string) bool {
+	return !slices.ContainsFunc(of, func(s string) bool { return !slices.Contains(all, s) })
+}

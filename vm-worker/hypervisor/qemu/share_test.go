@@ -1,0 +1,141 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"bulkhead/vm-worker/share"
+
+	"golang.org/x/sys/unix"
+)
+
+func openTree(t *testing.T, path string) *os.File {
+	t.Helper()
+	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), path)
+}
+
+func TestAttachedMountsAreSeenByTheGuestAlone(t *testing.T) {
+	t.Parallel()
+	spec := newSpec(t)
+	src := t.TempDir()
+	for name, text := range map[string]string{"data": "from the host", "single": "one file"} {
+		if err := os.WriteFile(filepath.Join(src, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := startVM(t, spec)
+	c := connect(t, v)
+	c.ready()
+
+	rw, ro, single := openTree(t, src), openTree(t, src), openTree(t, src+"/single")
+	for _, m := range []struct {
+		mount    *os.File
+		place    string
+		dir      bool
+		readOnly bool
+	}{{rw, "k/rootfs", true, false}, {ro, "k/m0", true, true}, {single, "k/m1", false, false}} {
+		if err := v.AttachMount(t.Context(), m.mount, m.place, m.dir, m.readOnly); err != nil {
+			t.Fatal(err)
+		}
+		m.mount.Close()
+	}
+	for _, trace := range []string{"/share/k/", src, spec.Dir} {
+		if strings.Contains(readFile(t, "/proc/self/mountinfo"), trace) {
+			t.Errorf("the host's mount table shows %s", trace)
+		}
+	}
+
+	const guestShare = "/run/share/k"
+	for _, q := range []struct{ ask, want string }{
+		{"list /run/share", "k"},
+		{"list " + guestShare, "m0 m1 rootfs"},
+		{"read " + guestShare + "/rootfs/data", "from the host"},
+		{"read " + guestShare + "/m0/data", "from the host"},
+		{"read " + guestShare + "/m1", "one file"},
+		{"write " + guestShare + "/rootfs/new text", "ok"},
+		{"write " + guestShare + "/m1 changed", "ok"},
+		{"chown " + guestShare + "/rootfs/new", "ok"},
+		{"chmod " + guestShare + "/rootfs/new", "ok"},
+		{"mkdir " + guestShare + "/rootfs/dir", "ok"},
+		{"symlink /etc/passwd " + guestShare + "/rootfs/link", "ok"},
+		{"setxattr " + guestShare + "/rootfs/new user.test value", "ok"},
+		{"write " + guestShare + "/m0/new text", "read-only file system"},
+		{"mkdir /run/share/intruder", "read-only file system"},
+		{"symlink / " + guestShare + "/m2", "read-only file system"},
+	} {
+		if got := c.ask(q.ask); !strings.HasSuffix(got, q.want) {
+			t.Errorf("the guest's %q gives %q, want %q", q.ask, got, q.want)
+		}
+	}
+	if got := readFile(t, src+"/new"); got != "text" {
+		t.Errorf("the host sees %q", got)
+	}
+	if got := readFile(t, src+"/single"); got != "changed" {
+		t.Errorf("the host sees %q in the single file", got)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(src+"/new", &st); err != nil || st.Uid != 1234 || st.Mode&0o7777 != 0o4751 {
+		t.Errorf("the guest's file is of user %d with mode %o, %v; want 1234, 4751", st.Uid, st.Mode, err)
+	}
+	// A node the guest makes is of no use to a QEMU that was taken over.
+	mounts := readFile(t, fmt.Sprintf("/proc/%d/mountinfo", v.Record().PID))
+	for line := range strings.Lines(mounts) {
+		if f := strings.Fields(line); strings.HasPrefix(f[4], "/share/k/") && !strings.Contains(f[5], "nosuid,nodev,noexec") {
+			t.Errorf("an attached mount lacks nosuid, nodev or noexec: %s", line)
+		}
+	}
+
+	second := openTree(t, src)
+	defer second.Close()
+	if err := v.AttachMount(t.Context(), second, "k/rootfs", true, false); !errors.Is(err, share.ErrAttached) {
+		t.Errorf("attaching twice at a place gives %v", err)
+	}
+	if err := v.DetachMounts(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.DetachMounts(t.Context(), "k"); err != nil {
+		t.Errorf("detaching twice: %v", err)
+	}
+	if got := c.ask("list /run/share"); got != "" {
+		t.Errorf("after the detach the share has %q", got)
+	}
+	if _, err := os.Stat(src + "/data"); err != nil {
+		t.Errorf("the detach touched the host's files: %v", err)
+	}
+	if err := v.AttachMount(t.Context(), second, "k/rootfs", true, false); err != nil {
+		t.Errorf("attaching again after the detach: %v", err)
+	}
+}
+
+// TestGuestMakesSpecialFiles holds for pipes, sockets and nodes alike: QEMU makes
+// them by the same path. Releases from the fix of CVE-2023-2861 to 9.2 refuse
+// them all ("9pfs: fix regression regarding CVE-2023-2861").
+func TestGuestMakesSpecialFiles(t *testing.T) {
+	t.Parallel()
+	v := startVM(t, newSpec(t))
+	c := connect(t, v)
+	c.ready()
+	tree := openTree(t, t.TempDir())
+	defer tree.Close()
+	if err := v.AttachMount(t.Context(), tree, "k", true, false); err != nil {
+		t.Fatal(err)
+	}
+	switch got := c.ask("mkfifo /run/share/k/pipe"); got {
+	case "ok":
+	case "no such device or address":
+		t.Skip("this QEMU refuses to make special files on a passthrough share: use 9.2 or newer")
+	default:
+		t.Errorf("making a pipe gives %q", got)
+	}
+}
