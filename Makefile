@@ -9,6 +9,8 @@ GUEST      := $(BUILD)/guest
 VERSION    := $(shell git describe --always --dirty 2>/dev/null || echo unversioned)
 LDFLAGS    := -s -w -X bulkhead/bus/version.Commit=$(VERSION)
 CACHE      := $(or $(BULKHEAD_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/bulkhead)
+# No VCS stamp: the commit is given by the linker, and a clone owned by another user still builds.
+export GOFLAGS := -buildvcs=false
 TOOLS      := $(CACHE)/tools
 GO         := go
 
@@ -61,7 +63,7 @@ $(BIN)/bulkhead-relay: $(GOSRC)
 # The agent needs cgo for libcontainer's nsenter and libseccomp, and is static: the guest holds nothing else.
 $(BIN)/bulkhead-agent: $(GOSRC)
 	@echo "building $@"
-	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp' -ldflags '$(LDFLAGS) -linkmode external -extldflags -static' -o $@ ./agent/cmd/bulkhead-agent
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp' -ldflags '-s -w -linkmode external -extldflags -static' -o $@ ./agent/cmd/bulkhead-agent
 
 $(GUEST)/vmlinux: deploy/guest/build-kernel deploy/guest/kernel.config
 	@deploy/guest/build-kernel $(GUEST)

@@ -19,8 +19,6 @@ import (
 	"bulkhead/bus/stdio"
 )
 
-// Version is what the agent calls itself in its ready event; the build sets it.
-var Version = "dev"
 
 const (
 	ctlPort = "bulkhead.ctl"

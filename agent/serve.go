@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"bulkhead/bus"
+	"bulkhead/bus/version"
 	"bulkhead/bus/link"
 	agentv1 "bulkhead/proto/agent/v1"
 )
@@ -77,7 +78,7 @@ func (a *agent) connect(ctx context.Context, dial func(context.Context) (net.Con
 func (a *agent) ready(nc *nats.Conn) {
 	event := &agentv1.Ready{
 		Kernel:        kernelRelease,
-		Version:       Version,
+		Version:       version.Version,
 		UptimeSeconds: a.begun,
 		Containers:    a.containers.Keys(),
 	}

@@ -46,7 +46,7 @@ func remove(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, force 
 		return nil
 	}
 	record := reply.GetContainer()
-	list, err := recordedHooks(inv, record)
+	list, err := recordedHooks(inv, record, reply.GetHooks())
 	if err != nil || list == nil {
 		return nil
 	}
@@ -56,14 +56,10 @@ func remove(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, force 
 	return nil
 }
 
-// recordedHooks reads the hooks of a container's bundle. A bundle that is gone
-// is no error: engines remove it as they please.
-func recordedHooks(inv *invocation, record *vmv1.Container) (*specs.Hooks, error) {
-	if !bundle.HasConfig(record.GetBundle()) {
-		inv.reporter().Debug("bundle %q is gone, and its hooks with it", record.GetBundle())
-		return nil, nil
-	}
-	list, err := bundle.ReadHooks(record.GetBundle())
+// recordedHooks reads the hooks a container was created with, as the worker kept
+// them: what has become of the bundle since does not matter.
+func recordedHooks(inv *invocation, record *vmv1.Container, text string) (*specs.Hooks, error) {
+	list, err := bundle.ReadHooks(text)
 	if err != nil {
 		inv.reporter().Warn(fmt.Sprintf("the hooks of %q are not run: %s", record.GetRef().GetId(), errorText(err)))
 	}

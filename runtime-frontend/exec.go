@@ -91,7 +91,7 @@ func execute(ctx context.Context, inv *invocation) (_ int, retErr error) {
 	case status == "paused" && !ignorePaused:
 		return 0, errors.New("cannot exec in a paused container (use --ignore-paused to override)")
 	}
-	process, err := execProcess(inv, record)
+	process, err := execProcess(setUp, inv, ref)
 	if err != nil {
 		return 0, err
 	}

@@ -35,6 +35,7 @@ type host struct {
 
 	mu       sync.Mutex // guards what follows
 	records  map[string]*vmv1.Container
+	configs  map[string]string // config.json texts, kept as the worker keeps them
 	creates  []*vmv1.CreateRequest
 	execs    []*vmv1.ExecRequest
 	kills    []*vmv1.KillRequest
@@ -52,7 +53,7 @@ type host struct {
 
 func newHost(t testing.TB) *host {
 	t.Helper()
-	h := &host{t: t, bus: bustest.Start(t), root: "/run/test", records: map[string]*vmv1.Container{}, handed: map[string]int{}}
+	h := &host{t: t, bus: bustest.Start(t), root: "/run/test", records: map[string]*vmv1.Container{}, configs: map[string]string{}, handed: map[string]int{}}
 	h.config = filepath.Join(t.TempDir(), "bulkhead.toml")
 	text := fmt.Sprintf("[host]\nid = %q\nrun_dir = %q\n", bustest.Host, h.bus.RunDir)
 	if err := os.WriteFile(h.config, []byte(text), 0o644); err != nil {

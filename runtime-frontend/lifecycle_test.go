@@ -210,13 +210,19 @@ func TestPoststartFailureFollowsTheVersion(t *testing.T) {
 	}
 }
 
-func TestDeleteWithoutABundleSkipsHooks(t *testing.T) {
+func TestWhatBecomesOfABundleAfterCreateDoesNotMatter(t *testing.T) {
 	h := newHost(t)
-	dir := h.created("c1", func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/bin/false"}}} })
+	mark := filepath.Join(t.TempDir(), "stop")
+	dir := h.created("c1", func(s *specs.Spec) {
+		s.Hooks = &specs.Hooks{Poststop: []specs.Hook{script(t, "cat > "+mark)}}
+	})
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
 	h.run("delete", "c1").succeeds(t)
+	if text, _ := os.ReadFile(mark); !strings.Contains(string(text), `"status":"stopped"`) {
+		t.Errorf("poststop saw %q after its bundle was gone", text)
+	}
 }
 
 func TestStartRefusesInterfacesThatCameAfterCreate(t *testing.T) {

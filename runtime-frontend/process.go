@@ -4,6 +4,7 @@
 package frontend
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +20,7 @@ import (
 
 // execProcess is the process that an exec asks for: that of --process, or the
 // container's own with the arguments and flags of the command line.
-func execProcess(inv *invocation, record *vmv1.Container) (*specs.Process, error) {
+func execProcess(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef) (*specs.Process, error) {
 	if path := inv.String("process"); path != "" {
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -35,7 +36,11 @@ func execProcess(inv *invocation, record *vmv1.Container) (*specs.Process, error
 	if len(args) == 0 {
 		return nil, errors.New("exec args cannot be empty: name a program, or a --process file")
 	}
-	process, err := bundle.ReadProcess(record.GetBundle())
+	reply, err := call[vmv1.ConfigReply](ctx, inv, "config", &vmv1.ConfigRequest{Ref: ref})
+	if err != nil {
+		return nil, orNotFound(err)
+	}
+	process, err := bundle.ReadProcess(reply.GetConfig())
 	if err != nil {
 		return nil, err
 	}

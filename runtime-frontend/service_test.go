@@ -39,6 +39,16 @@ func (h *host) find(ref *vmv1.ContainerRef) (*vmv1.Container, error) {
 	return record, nil
 }
 
+// hooks is the part of a created container's configuration that the worker
+// gives back.
+func (h *host) hooks(ref *vmv1.ContainerRef) string {
+	var config struct{ Hooks json.RawMessage }
+	if err := json.Unmarshal([]byte(h.configs[bus.ContainerKey(ref.GetRoot(), ref.GetId())]), &config); err != nil {
+		h.t.Error(err)
+	}
+	return string(config.Hooks)
+}
+
 // serve answers with runc's rules and words, as the worker does.
 func (h *host) serve() {
 	handle(h, "create", func(req *vmv1.CreateRequest) (*vmv1.CreateReply, error) {
@@ -57,6 +67,7 @@ func (h *host) serve() {
 		}
 		key := bus.ContainerKey(req.GetRef().GetRoot(), req.GetRef().GetId())
 		h.records[key] = record
+		h.configs[key] = req.GetConfig()
 		if h.onCreate != nil {
 			if err := h.onCreate(req); err != nil {
 				return nil, err
@@ -82,7 +93,7 @@ func (h *host) serve() {
 			return nil, bus.Errorf(bus.FailedPrecondition, "cannot start an already running container")
 		}
 		record.Status = vmv1.ContainerStatus_CONTAINER_STATUS_RUNNING
-		return &vmv1.StartReply{Container: record}, nil
+		return &vmv1.StartReply{Container: record, Hooks: h.hooks(req.GetRef())}, nil
 	})
 	handle(h, "state", func(req *vmv1.StateRequest) (*vmv1.StateReply, error) {
 		record, err := h.find(req.GetRef())
@@ -116,7 +127,13 @@ func (h *host) serve() {
 			return nil, bus.Errorf(bus.FailedPrecondition, "cannot delete container %s that is not stopped: running", req.GetRef().GetId())
 		}
 		delete(h.records, bus.ContainerKey(req.GetRef().GetRoot(), req.GetRef().GetId()))
-		return &vmv1.DeleteReply{Container: record, Existed: true}, nil
+		return &vmv1.DeleteReply{Container: record, Existed: true, Hooks: h.hooks(req.GetRef())}, nil
+	})
+	handle(h, "config", func(req *vmv1.ConfigRequest) (*vmv1.ConfigReply, error) {
+		if _, err := h.find(req.GetRef()); err != nil {
+			return nil, err
+		}
+		return &vmv1.ConfigReply{Config: h.configs[bus.ContainerKey(req.GetRef().GetRoot(), req.GetRef().GetId())]}, nil
 	})
 	handle(h, "exec", func(req *vmv1.ExecRequest) (*vmv1.ExecReply, error) {
 		h.execs = append(h.execs, req)

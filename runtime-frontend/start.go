@@ -46,7 +46,7 @@ func start(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef) error {
 	if reply.GetContainer() != nil {
 		record = reply.GetContainer()
 	}
-	list, err := recordedHooks(inv, record)
+	list, err := recordedHooks(inv, record, reply.GetHooks())
 	if err != nil || list == nil {
 		return nil
 	}

@@ -6,6 +6,8 @@ package vmworker
 import (
 	"context"
 	"crypto/rand"
+	"errors"
+	"strings"
 	"time"
 
 	"bulkhead/bus"
@@ -46,18 +48,29 @@ func (s *sandbox) agentCreate(ctx context.Context, rec *vmv1.Container, p *plan)
 		}
 	}
 	_, err := bus.CallAgent[agentv1.CreateReply](ctx, s.w.conn, s.id, "create", req)
-	return err
+	return s.plainWords(err)
 }
 
 func (s *sandbox) agentStart(ctx context.Context, key string) error {
 	_, err := bus.CallAgent[agentv1.StartReply](ctx, s.w.conn, s.id, "start", &agentv1.StartRequest{Container: key})
-	return err
+	return s.plainWords(err)
 }
 
 func (s *sandbox) agentExec(ctx context.Context, key string, channel uint32, req *vmv1.ExecRequest) error {
 	_, err := bus.CallAgent[agentv1.ExecReply](ctx, s.w.conn, s.id, "exec", &agentv1.ExecRequest{
 		Container: key, ExecId: req.ExecId, Process: req.Process, Channel: channel, IgnorePaused: req.IgnorePaused,
 	})
+	return s.plainWords(err)
+}
+
+// plainWords takes the mark of the guest off what it says about a user's own
+// program: engines and people know these sentences as runc's. The metadata
+// still tell where it comes from, and its text stays bounded and clean.
+func (s *sandbox) plainWords(err error) error {
+	var told *bus.Error
+	if errors.As(err, &told) && told.Metadata["from"] == "guest" {
+		told.Message = strings.TrimPrefix(told.Message, "guest "+s.id+": ")
+	}
 	return err
 }
 

@@ -148,7 +148,7 @@ func newSandboxID() string {
 // build does the steps of the saga in order, each with its undo.
 func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo *saga) error {
 	w, s := c.w, c.sb
-	if err := c.openBooks(ctx, undo); err != nil {
+	if err := c.openBooks(ctx, p); err != nil {
 		return err
 	}
 	relay, err := openRelay(p.req.Relay)
@@ -198,10 +198,10 @@ func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo 
 	return c.commit(ctx)
 }
 
-// openBooks writes the record before anything it speaks of exists.
-func (c *container) openBooks(ctx context.Context, undo *saga) error {
+// openBooks writes the record before anything it speaks of exists. Its undo is the
+// end of every undo: abort.
+func (c *container) openBooks(ctx context.Context, p *plan) error {
 	dir := c.w.store.sandboxDir(c.sb.id)
-	undo.did("record "+c.key, func(ctx context.Context) error { return nil }) // abort removes records last of all
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make the sandbox's directory: %w", err)
 	}
@@ -210,6 +210,9 @@ func (c *container) openBooks(ctx context.Context, undo *saga) error {
 	}
 	if err := c.set(ctx, func(*vmv1.Container) {}); err != nil {
 		return err
+	}
+	if err := os.WriteFile(c.configFile(), []byte(p.req.Config), 0o600); err != nil {
+		return fmt.Errorf("keep the container's configuration: %w", err)
 	}
 	c.w.event(ctx, "container", c.rec.Ref.Id, "creating", map[string]string{"sandbox": c.sb.id})
 	return nil

@@ -70,11 +70,11 @@ func (w *Worker) removeNow(ctx context.Context, req *vmv1.DeleteRequest) (*vmv1.
 	case <-ctx.Done():
 		return nil, bus.Errorf(bus.DeadlineExceeded, "container %s is still ending: %w", rec.Ref.Id, ctx.Err())
 	}
-	last := c.snapshot()
+	last, hooks := c.snapshot(), c.hooks()
 	if err := c.remove(ctx); err != nil {
 		return nil, fmt.Errorf("delete %s: %w", rec.Ref.Id, err)
 	}
-	return &vmv1.DeleteReply{Container: last, Existed: true}, nil
+	return &vmv1.DeleteReply{Container: last, Existed: true, Hooks: hooks}, nil
 }
 
 // endCreate ends a create under way when forced, and waits for its end.

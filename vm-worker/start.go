@@ -27,7 +27,7 @@ func (w *Worker) start(ctx context.Context, req *vmv1.StartRequest) (*vmv1.Start
 	op := bus.OperationFrom(ctx)
 	rec := c.snapshot()
 	if op != "" && rec.StartOperationId == op && rec.Started != nil {
-		return &vmv1.StartReply{Container: rec, Sandbox: c.sb.record()}, nil
+		return &vmv1.StartReply{Container: rec, Sandbox: c.sb.record(), Hooks: c.hooks()}, nil
 	}
 	switch rec.Status {
 	case vmv1.ContainerStatus_CONTAINER_STATUS_CREATED:
@@ -63,5 +63,5 @@ func (w *Worker) start(ctx context.Context, req *vmv1.StartRequest) (*vmv1.Start
 		return nil, err
 	}
 	w.event(ctx, "container", rec.Ref.Id, "started", map[string]string{"sandbox": c.sb.id})
-	return &vmv1.StartReply{Container: c.snapshot(), Sandbox: c.sb.record()}, nil
+	return &vmv1.StartReply{Container: c.snapshot(), Sandbox: c.sb.record(), Hooks: c.hooks()}, nil
 }

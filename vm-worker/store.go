@@ -69,10 +69,17 @@ func (s *store) removeContainer(ctx context.Context, rec *vmv1.Container) error 
 	if err := s.containers.Delete(context.WithoutCancel(ctx), rec.Key); err != nil {
 		s.log.Warn("container record not withdrawn", "container", rec.Ref.GetId(), "error", err)
 	}
-	if err := os.Remove(s.containerFile(rec)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("remove record of container %s: %w", rec.Ref.GetId(), err)
+	var errs []error
+	for _, f := range []string{
+		filepath.Join(s.sandboxDir(rec.Sandbox), configPrefix+rec.Key+".json"),
+		filepath.Join(s.sandboxDir(rec.Sandbox), cgroupPrefix+rec.Key+".json"),
+		s.containerFile(rec), // last: while it is there, the rest is found again
+	} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove record of container %s: %w", rec.Ref.GetId(), err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // removeSandbox removes the record and the whole directory of a sandbox.

@@ -153,6 +153,7 @@ func (w *Worker) serve(ctx context.Context, version string) (*bus.Service, error
 		bus.Handle(svc, "start", w.start),
 		bus.Handle(svc, "state", w.state),
 		bus.Handle(svc, "list", w.list),
+		bus.Handle(svc, "config", w.config),
 		bus.Handle(svc, "kill", w.kill),
 		bus.Handle(svc, "delete", w.remove),
 		bus.Handle(svc, "exec", w.exec),

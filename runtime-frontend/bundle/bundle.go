@@ -76,36 +76,31 @@ func Load(dir string, opts Options) (*Bundle, error) {
 	return b, nil
 }
 
-// ReadHooks returns the hooks of a bundle that was already run. The caller
-// decides what a bundle that is gone means.
-func ReadHooks(dir string) (*specs.Hooks, error) {
-	text, err := readConfig(dir)
-	if err != nil {
-		return nil, err
+// ReadHooks reads the hooks of a container that was created, from their JSON
+// text. Nil means that there are none.
+func ReadHooks(text string) (*specs.Hooks, error) {
+	if text == "" {
+		return nil, nil
 	}
-	spec, err := decode(text)
-	if err != nil {
-		return nil, err
+	var hooks *specs.Hooks
+	if err := json.Unmarshal([]byte(text), &hooks); err != nil {
+		return nil, fmt.Errorf("reading the container's hooks: %w", err)
 	}
-	if err := checkHooks(spec.Hooks); err != nil {
+	if err := checkHooks(hooks); err != nil {
 		return nil, oneLine(err)
 	}
-	return spec.Hooks, nil
+	return hooks, nil
 }
 
-// ReadProcess returns the process of a bundle that was already run, the ground
-// on which the argument form of exec builds.
-func ReadProcess(dir string) (*specs.Process, error) {
-	text, err := readConfig(dir)
-	if err != nil {
-		return nil, err
-	}
-	spec, err := decode(text)
+// ReadProcess reads the process out of the configuration of a container that
+// was created, the ground on which the argument form of exec builds.
+func ReadProcess(config string) (*specs.Process, error) {
+	spec, err := decode([]byte(config))
 	if err != nil {
 		return nil, err
 	}
 	if spec.Process == nil {
-		return nil, fmt.Errorf("%s in %q has no process to take the environment from: use --process", ConfigName, dir)
+		return nil, errors.New("the container has no process to take the environment from: use --process")
 	}
 	return spec.Process, nil
 }
@@ -122,12 +117,6 @@ func Check(spec *specs.Spec) error {
 		checkHooks(spec.Hooks),
 		checkAnnotations(spec.Annotations),
 	)
-}
-
-// HasConfig says whether dir still holds a configuration.
-func HasConfig(dir string) bool {
-	_, err := os.Stat(filepath.Join(dir, ConfigName))
-	return err == nil
 }
 
 func readConfig(dir string) ([]byte, error) {

@@ -4,8 +4,6 @@
 package bundle
 
 import (
-	"os"
-	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -204,16 +202,15 @@ func TestExecObeysTheSameTable(t *testing.T) {
 	}
 }
 
-func TestHooksOfABundleThatRan(t *testing.T) {
-	dir := dockerBundle(t, nil)
-	list, err := ReadHooks(dir)
+func TestHooksAreReadFromTheirText(t *testing.T) {
+	list, err := ReadHooks(`{"prestart":[{"path":"/bin/true"}]}`)
 	if err != nil || len(list.Prestart) != 1 {
 		t.Fatalf("%v, %v", list, err)
 	}
-	if err := os.Remove(filepath.Join(dir, ConfigName)); err != nil {
-		t.Fatal(err)
+	if list, err := ReadHooks(""); list != nil || err != nil {
+		t.Fatalf("no hooks read as %v, %v", list, err)
 	}
-	if HasConfig(dir) {
-		t.Error("the configuration is still there")
+	if _, err := ReadHooks(`{"prestart":[{"path":"relative"}]}`); err == nil {
+		t.Fatal("a relative hook path passed")
 	}
 }

@@ -74,9 +74,35 @@ func suite(m *testing.M) (code int, err error) {
 	if err != nil {
 		return 1, errors.Join(err, ground.Remove())
 	}
-	defer func() { err = errors.Join(err, janitor()) }()
+	defer func() {
+		if code != 0 || err != nil {
+			err = errors.Join(err, keepLogs())
+		}
+		err = errors.Join(err, janitor())
+	}()
 	code = m.Run()
 	return code, errors.Join(tearDown(), nothingLeft(links))
+}
+
+// keepLogs saves the daemons' logs of a run that failed.
+func keepLogs() error {
+	logs, err := filepath.Glob(filepath.Join(ground.Dir, "*", "*.log"))
+	if err != nil || len(logs) == 0 {
+		return err
+	}
+	dir := filepath.Join(os.TempDir(), ground.Token+"-logs")
+	for _, path := range logs {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		name := filepath.Join(dir, filepath.Base(filepath.Dir(path))+"-"+filepath.Base(path))
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(name, text, 0o644)); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintln(os.Stderr, "e2e: the daemons' logs are kept in", dir)
+	return nil
 }
 
 func buildDirectory() string {

@@ -45,7 +45,7 @@ func TestOCILifecycle(t *testing.T) {
 	expect(t, "the status", o.status(id), "running")
 	o.fails(1, "cannot start an already running container", "start", id)
 	o.fails(1, "container with given ID already exists", "create", "--bundle", o.bundle(spec), id)
-	o.fails(1, "cannot delete container ID that is not stopped: running", "delete", id)
+	o.fails(1, "cannot delete container "+id+" that is not stopped: running", "delete", id)
 	expect(t, "the status after refused commands", o.status(id), "running")
 
 	if _, err := m.Stdin.WriteString("a line\n"); err != nil {
@@ -192,7 +192,7 @@ func TestOCIExec(t *testing.T) {
 func TestOCITerminal(t *testing.T) {
 	o := newOCI(t, sharedHost(t))
 	id := newID("tty")
-	spec := newSpec("sh", "-c", `trap 'echo "now $(stty size)."' WINCH; echo "tty $(tty), size $(stty size)."; read line; echo "<$line>"; while :; do sleep 0.1; done`)
+	spec := newSpec("sh", "-c", `trap 'exit 12' HUP; trap 'echo "now $(stty size)."' WINCH; echo "tty $(tty), size $(stty size)."; read line; echo "<$line>"; while :; do sleep 0.1; done`)
 	spec.Process.Terminal = true
 	spec.Process.ConsoleSize = &specs.Box{Height: 21, Width: 83}
 	socket := filepath.Join(ground.Dir, id[len(id)-6:]+".sock")
@@ -226,7 +226,7 @@ func TestOCITerminal(t *testing.T) {
 	}
 	show("now 50 132.")
 	master.Close() // the caller hangs up
-	exits(t, m, 129)
+	exits(t, m, 12)
 }
 
 func TestOCITerminalNeedsItsSocket(t *testing.T) {

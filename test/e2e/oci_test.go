@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -283,4 +284,40 @@ func copyScreen(master *os.File) *host.Output {
 	screen := host.NewOutput()
 	go func() { _, _ = io.Copy(screen, master) }()
 	return screen
+}
+
+// processFile writes the process of an exec.
+func (o ociUser) processFile(args ...string) string {
+	o.t.Helper()
+	text, err := json.Marshal(newSpec(args...).Process)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	path := filepath.Join(o.dir, newID("process")+".json")
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		o.t.Fatal(err)
+	}
+	return path
+}
+
+// allCapabilities are those that a container needs to do anything it likes with
+// its own machine.
+func allCapabilities() []string {
+	return []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_RESOURCE", "CAP_SYS_RAWIO", "CAP_SYS_MODULE"}
+}
+
+// follow collects what "docker logs -f" prints, until the test ends.
+func follow(d dockerUser, name string) *host.Output {
+	d.t.Helper()
+	args := d.engine.Args("logs", "-f", name)
+	cmd := exec.CommandContext(d.t.Context(), args[0], args[1:]...)
+	cmd.Env = append(cmd.Environ(), d.engine.Env()...)
+	out := host.NewOutput()
+	cmd.Stdout = out
+	cmd.WaitDelay = time.Second
+	if err := cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	go func() { _ = cmd.Wait() }() // ends with the container or the test
+	return out
 }

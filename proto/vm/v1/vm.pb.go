@@ -958,6 +958,7 @@ type StartReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
 	Sandbox       *Sandbox               `protobuf:"bytes,2,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	Hooks         string                 `protobuf:"bytes,3,opt,name=hooks,proto3" json:"hooks,omitempty"` // the bundle's hooks as JSON text, as they were at create; may be empty
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1004,6 +1005,13 @@ func (x *StartReply) GetSandbox() *Sandbox {
 		return x.Sandbox
 	}
 	return nil
+}
+
+func (x *StartReply) GetHooks() string {
+	if x != nil {
+		return x.Hooks
+	}
+	return ""
 }
 
 type StateRequest struct {
@@ -1341,8 +1349,9 @@ func (x *DeleteRequest) GetForce() bool {
 
 type DeleteReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"` // last record
 	Existed       bool                   `protobuf:"varint,2,opt,name=existed,proto3" json:"existed,omitempty"`
+	Hooks         string                 `protobuf:"bytes,3,opt,name=hooks,proto3" json:"hooks,omitempty"` // as in StartReply
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1391,6 +1400,102 @@ func (x *DeleteReply) GetExisted() bool {
 	return false
 }
 
+func (x *DeleteReply) GetHooks() string {
+	if x != nil {
+		return x.Hooks
+	}
+	return ""
+}
+
+// ConfigRequest asks for the configuration a container was created with.
+type ConfigRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *ContainerRef          `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigRequest) Reset() {
+	*x = ConfigRequest{}
+	mi := &file_vm_v1_vm_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigRequest) ProtoMessage() {}
+
+func (x *ConfigRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigRequest.ProtoReflect.Descriptor instead.
+func (*ConfigRequest) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *ConfigRequest) GetRef() *ContainerRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+type ConfigReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Config        string                 `protobuf:"bytes,1,opt,name=config,proto3" json:"config,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfigReply) Reset() {
+	*x = ConfigReply{}
+	mi := &file_vm_v1_vm_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfigReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfigReply) ProtoMessage() {}
+
+func (x *ConfigReply) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfigReply.ProtoReflect.Descriptor instead.
+func (*ConfigReply) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *ConfigReply) GetConfig() string {
+	if x != nil {
+		return x.Config
+	}
+	return ""
+}
+
 type ExecRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *ContainerRef          `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -1404,7 +1509,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[19]
+	mi := &file_vm_v1_vm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1521,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[19]
+	mi := &file_vm_v1_vm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1534,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{19}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecRequest) GetRef() *ContainerRef {
@@ -1476,7 +1581,7 @@ type ExecReply struct {
 
 func (x *ExecReply) Reset() {
 	*x = ExecReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[20]
+	mi := &file_vm_v1_vm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1593,7 @@ func (x *ExecReply) String() string {
 func (*ExecReply) ProtoMessage() {}
 
 func (x *ExecReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[20]
+	mi := &file_vm_v1_vm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1606,7 @@ func (x *ExecReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecReply.ProtoReflect.Descriptor instead.
 func (*ExecReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{20}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecReply) GetChannel() uint32 {
@@ -1520,7 +1625,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[21]
+	mi := &file_vm_v1_vm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1532,7 +1637,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[21]
+	mi := &file_vm_v1_vm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1545,7 +1650,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{21}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ProcessesRequest) GetRef() *ContainerRef {
@@ -1564,7 +1669,7 @@ type ProcessesReply struct {
 
 func (x *ProcessesReply) Reset() {
 	*x = ProcessesReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[22]
+	mi := &file_vm_v1_vm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1681,7 @@ func (x *ProcessesReply) String() string {
 func (*ProcessesReply) ProtoMessage() {}
 
 func (x *ProcessesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[22]
+	mi := &file_vm_v1_vm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1694,7 @@ func (x *ProcessesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesReply.ProtoReflect.Descriptor instead.
 func (*ProcessesReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{22}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ProcessesReply) GetPids() []int32 {
@@ -1608,7 +1713,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[23]
+	mi := &file_vm_v1_vm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1620,7 +1725,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[23]
+	mi := &file_vm_v1_vm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1633,7 +1738,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{23}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PauseRequest) GetRef() *ContainerRef {
@@ -1651,7 +1756,7 @@ type PauseReply struct {
 
 func (x *PauseReply) Reset() {
 	*x = PauseReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[24]
+	mi := &file_vm_v1_vm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1663,7 +1768,7 @@ func (x *PauseReply) String() string {
 func (*PauseReply) ProtoMessage() {}
 
 func (x *PauseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[24]
+	mi := &file_vm_v1_vm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1676,7 +1781,7 @@ func (x *PauseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseReply.ProtoReflect.Descriptor instead.
 func (*PauseReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{24}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{26}
 }
 
 type ResumeRequest struct {
@@ -1688,7 +1793,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[25]
+	mi := &file_vm_v1_vm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1805,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[25]
+	mi := &file_vm_v1_vm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1818,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{25}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ResumeRequest) GetRef() *ContainerRef {
@@ -1731,7 +1836,7 @@ type ResumeReply struct {
 
 func (x *ResumeReply) Reset() {
 	*x = ResumeReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[26]
+	mi := &file_vm_v1_vm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1848,7 @@ func (x *ResumeReply) String() string {
 func (*ResumeReply) ProtoMessage() {}
 
 func (x *ResumeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[26]
+	mi := &file_vm_v1_vm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1861,7 @@ func (x *ResumeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeReply.ProtoReflect.Descriptor instead.
 func (*ResumeReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{26}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{28}
 }
 
 // Stats of a VM and its containers as the guest and the host see them.
@@ -1769,7 +1874,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[27]
+	mi := &file_vm_v1_vm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1886,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[27]
+	mi := &file_vm_v1_vm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1899,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{27}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *StatsRequest) GetRef() *ContainerRef {
@@ -1819,7 +1924,7 @@ type StatsReply struct {
 
 func (x *StatsReply) Reset() {
 	*x = StatsReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[28]
+	mi := &file_vm_v1_vm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1831,7 +1936,7 @@ func (x *StatsReply) String() string {
 func (*StatsReply) ProtoMessage() {}
 
 func (x *StatsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[28]
+	mi := &file_vm_v1_vm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1844,7 +1949,7 @@ func (x *StatsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsReply.ProtoReflect.Descriptor instead.
 func (*StatsReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{28}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StatsReply) GetSandbox() string {
@@ -1988,11 +2093,12 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\tcontainer\x18\x01 \x01(\v2\x19.bulkhead.vm.v1.ContainerR\tcontainer\x121\n" +
 	"\asandbox\x18\x02 \x01(\v2\x17.bulkhead.vm.v1.SandboxR\asandbox\">\n" +
 	"\fStartRequest\x12.\n" +
-	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"x\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\x8e\x01\n" +
 	"\n" +
 	"StartReply\x127\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x19.bulkhead.vm.v1.ContainerR\tcontainer\x121\n" +
-	"\asandbox\x18\x02 \x01(\v2\x17.bulkhead.vm.v1.SandboxR\asandbox\">\n" +
+	"\asandbox\x18\x02 \x01(\v2\x17.bulkhead.vm.v1.SandboxR\asandbox\x12\x14\n" +
+	"\x05hooks\x18\x03 \x01(\tR\x05hooks\">\n" +
 	"\fStateRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"E\n" +
 	"\n" +
@@ -2012,10 +2118,15 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\tKillReply\"U\n" +
 	"\rDeleteRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force\"`\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"v\n" +
 	"\vDeleteReply\x127\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x19.bulkhead.vm.v1.ContainerR\tcontainer\x12\x18\n" +
-	"\aexisted\x18\x02 \x01(\bR\aexisted\"\xc2\x01\n" +
+	"\aexisted\x18\x02 \x01(\bR\aexisted\x12\x14\n" +
+	"\x05hooks\x18\x03 \x01(\tR\x05hooks\"?\n" +
+	"\rConfigRequest\x12.\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"%\n" +
+	"\vConfigReply\x12\x16\n" +
+	"\x06config\x18\x01 \x01(\tR\x06config\"\xc2\x01\n" +
 	"\vExecRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x18\n" +
@@ -2071,7 +2182,7 @@ func file_vm_v1_vm_proto_rawDescGZIP() []byte {
 }
 
 var file_vm_v1_vm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_vm_v1_vm_proto_goTypes = []any{
 	(ContainerStatus)(0),          // 0: bulkhead.vm.v1.ContainerStatus
 	(*ContainerRef)(nil),          // 1: bulkhead.vm.v1.ContainerRef
@@ -2093,35 +2204,37 @@ var file_vm_v1_vm_proto_goTypes = []any{
 	(*KillReply)(nil),             // 17: bulkhead.vm.v1.KillReply
 	(*DeleteRequest)(nil),         // 18: bulkhead.vm.v1.DeleteRequest
 	(*DeleteReply)(nil),           // 19: bulkhead.vm.v1.DeleteReply
-	(*ExecRequest)(nil),           // 20: bulkhead.vm.v1.ExecRequest
-	(*ExecReply)(nil),             // 21: bulkhead.vm.v1.ExecReply
-	(*ProcessesRequest)(nil),      // 22: bulkhead.vm.v1.ProcessesRequest
-	(*ProcessesReply)(nil),        // 23: bulkhead.vm.v1.ProcessesReply
-	(*PauseRequest)(nil),          // 24: bulkhead.vm.v1.PauseRequest
-	(*PauseReply)(nil),            // 25: bulkhead.vm.v1.PauseReply
-	(*ResumeRequest)(nil),         // 26: bulkhead.vm.v1.ResumeRequest
-	(*ResumeReply)(nil),           // 27: bulkhead.vm.v1.ResumeReply
-	(*StatsRequest)(nil),          // 28: bulkhead.vm.v1.StatsRequest
-	(*StatsReply)(nil),            // 29: bulkhead.vm.v1.StatsReply
-	nil,                           // 30: bulkhead.vm.v1.Container.AnnotationsEntry
-	nil,                           // 31: bulkhead.vm.v1.Sandbox.PhasesEntry
-	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 33: google.protobuf.Duration
+	(*ConfigRequest)(nil),         // 20: bulkhead.vm.v1.ConfigRequest
+	(*ConfigReply)(nil),           // 21: bulkhead.vm.v1.ConfigReply
+	(*ExecRequest)(nil),           // 22: bulkhead.vm.v1.ExecRequest
+	(*ExecReply)(nil),             // 23: bulkhead.vm.v1.ExecReply
+	(*ProcessesRequest)(nil),      // 24: bulkhead.vm.v1.ProcessesRequest
+	(*ProcessesReply)(nil),        // 25: bulkhead.vm.v1.ProcessesReply
+	(*PauseRequest)(nil),          // 26: bulkhead.vm.v1.PauseRequest
+	(*PauseReply)(nil),            // 27: bulkhead.vm.v1.PauseReply
+	(*ResumeRequest)(nil),         // 28: bulkhead.vm.v1.ResumeRequest
+	(*ResumeReply)(nil),           // 29: bulkhead.vm.v1.ResumeReply
+	(*StatsRequest)(nil),          // 30: bulkhead.vm.v1.StatsRequest
+	(*StatsReply)(nil),            // 31: bulkhead.vm.v1.StatsReply
+	nil,                           // 32: bulkhead.vm.v1.Container.AnnotationsEntry
+	nil,                           // 33: bulkhead.vm.v1.Sandbox.PhasesEntry
+	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
 }
 var file_vm_v1_vm_proto_depIdxs = []int32{
-	32, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
+	34, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
 	3,  // 1: bulkhead.vm.v1.Exec.relay:type_name -> bulkhead.vm.v1.Relay
-	32, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
+	34, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
 	1,  // 3: bulkhead.vm.v1.Container.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	0,  // 4: bulkhead.vm.v1.Container.status:type_name -> bulkhead.vm.v1.ContainerStatus
-	30, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
+	32, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
 	3,  // 6: bulkhead.vm.v1.Container.relay:type_name -> bulkhead.vm.v1.Relay
-	32, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
-	32, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
+	34, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
+	34, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
 	2,  // 9: bulkhead.vm.v1.Container.exit:type_name -> bulkhead.vm.v1.Exit
 	4,  // 10: bulkhead.vm.v1.Container.execs:type_name -> bulkhead.vm.v1.Exec
-	32, // 11: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
-	31, // 12: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
+	34, // 11: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
+	33, // 12: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
 	1,  // 13: bulkhead.vm.v1.CreateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	7,  // 14: bulkhead.vm.v1.CreateRequest.mounts:type_name -> bulkhead.vm.v1.HandedMount
 	3,  // 15: bulkhead.vm.v1.CreateRequest.relay:type_name -> bulkhead.vm.v1.Relay
@@ -2137,18 +2250,19 @@ var file_vm_v1_vm_proto_depIdxs = []int32{
 	1,  // 25: bulkhead.vm.v1.KillRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	1,  // 26: bulkhead.vm.v1.DeleteRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	5,  // 27: bulkhead.vm.v1.DeleteReply.container:type_name -> bulkhead.vm.v1.Container
-	1,  // 28: bulkhead.vm.v1.ExecRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	3,  // 29: bulkhead.vm.v1.ExecRequest.relay:type_name -> bulkhead.vm.v1.Relay
-	1,  // 30: bulkhead.vm.v1.ProcessesRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 31: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 32: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 33: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	33, // 34: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	1,  // 28: bulkhead.vm.v1.ConfigRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 29: bulkhead.vm.v1.ExecRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	3,  // 30: bulkhead.vm.v1.ExecRequest.relay:type_name -> bulkhead.vm.v1.Relay
+	1,  // 31: bulkhead.vm.v1.ProcessesRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 32: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 33: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 34: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	35, // 35: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_vm_v1_vm_proto_init() }
@@ -2162,7 +2276,7 @@ func file_vm_v1_vm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vm_v1_vm_proto_rawDesc), len(file_vm_v1_vm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

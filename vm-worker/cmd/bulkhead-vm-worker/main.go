@@ -15,7 +15,7 @@ import (
 )
 
 func main() {
-	jail.Main()       // returns unless this process is to become a jailed hypervisor
+	jail.Main() // returns unless this process is to become a jailed hypervisor
 	standalone.MainOnBus("bulkhead-vm-worker", func(ctx context.Context, conn *bus.Conn, env standalone.Env) error {
 		driver, err := vmworker.NewDriver(env.Config.VM, env.Log)
 		if err != nil {

@@ -4,6 +4,7 @@
 package qemu
 
 import (
+	"fmt"
 	"strings"
 	"syscall"
 	"testing"
@@ -94,5 +95,20 @@ func TestEndOfTheVMHasAReason(t *testing.T) {
 				t.Errorf("the events are %v, want %s among them", kinds, c.event)
 			}
 		})
+	}
+}
+
+func TestLargerMachinesBoot(t *testing.T) {
+	t.Parallel()
+	spec := newSpec(t)
+	spec.VCPUs, spec.MemoryBytes = 3, 5<<30 // beyond the hole below 4 GiB
+	c := connect(t, startVM(t, spec))
+	c.ready()
+	if got := c.ask("read /sys/devices/system/cpu/online"); got != "0-2" {
+		t.Errorf("the guest has CPUs %s", got)
+	}
+	var kib int
+	if _, err := fmt.Sscanf(c.ask("read /proc/meminfo"), "MemTotal: %d kB", &kib); err != nil || kib < 4800<<10 {
+		t.Errorf("the guest has %d KiB of memory, %v", kib, err)
 	}
 }

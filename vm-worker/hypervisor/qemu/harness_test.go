@@ -70,7 +70,7 @@ type guestFiles struct {
 }
 
 // newSpec describes a small VM in a directory of its own.
-func newSpec(t *testing.T) hypervisor.Spec {
+func newSpec(t testing.TB) hypervisor.Spec {
 	t.Helper()
 	files, err := guest()
 	if err != nil {
@@ -92,7 +92,7 @@ func newSpec(t *testing.T) hypervisor.Spec {
 }
 
 // startVM starts a VM that the test's end kills.
-func startVM(t *testing.T, s hypervisor.Spec) hypervisor.VM {
+func startVM(t testing.TB, s hypervisor.Spec) hypervisor.VM {
 	t.Helper()
 	v, err := New(Options{}).Start(t.Context(), s)
 	if err != nil {
@@ -102,7 +102,7 @@ func startVM(t *testing.T, s hypervisor.Spec) hypervisor.VM {
 	return v
 }
 
-func killVM(t *testing.T, v hypervisor.VM) {
+func killVM(t testing.TB, v hypervisor.VM) {
 	if err := v.Kill(context.Background()); err != nil {
 		t.Error(err)
 	}
@@ -113,13 +113,13 @@ func killVM(t *testing.T, v hypervisor.VM) {
 
 // control speaks to the test's guest.
 type control struct {
-	t    *testing.T
+	t    testing.TB
 	conn net.Conn
 	in   *bufio.Reader
 }
 
 // connect dials the guest and waits until it answers.
-func connect(t *testing.T, v hypervisor.VM) *control {
+func connect(t testing.TB, v hypervisor.VM) *control {
 	t.Helper()
 	conn, err := v.DialCtl(t.Context())
 	if err != nil {
