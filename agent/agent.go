@@ -19,13 +19,14 @@ import (
 	"bulkhead/bus/stdio"
 )
 
-
 const (
 	ctlPort = "bulkhead.ctl"
 	ioPort  = "bulkhead.io"
 	// portTimeout bounds the wait for a port: the hypervisor announces both while the kernel boots.
 	portTimeout = 30 * time.Second
-	stateDir    = "/run/libcontainer"
+	// closeTimeout bounds the removal of the containers when the agent ends.
+	closeTimeout = 10 * time.Second
+	stateDir     = "/run/libcontainer"
 )
 
 // Deps is what the agent runs with.
@@ -72,11 +73,15 @@ func Run(ctx context.Context, deps Deps) error {
 		ShareDir: guest.ShareDir,
 		StateDir: stateDir,
 	})
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return orphans.Run(ctx) })
-	group.Go(func() error { return a.serveStreams(ctx, io, endpoint) })
-	group.Go(func() error { return a.serveRequests(ctx, ctl) })
-	return group.Wait()
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { return orphans.Run(running) })
+	group.Go(func() error { return a.serveStreams(running, io, endpoint) })
+	group.Go(func() error { return a.serveRequests(running, ctl) })
+	err = group.Wait()
+	// What the containers wrote should reach the host even though nobody will hear of their end.
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	return errors.Join(err, a.containers.Close(ending))
 }
 
 func openPort(ctx context.Context, name string) (*link.Listener, error) {

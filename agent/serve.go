@@ -12,8 +12,8 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"bulkhead/bus"
-	"bulkhead/bus/version"
 	"bulkhead/bus/link"
+	"bulkhead/bus/version"
 	agentv1 "bulkhead/proto/agent/v1"
 )
 

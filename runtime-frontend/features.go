@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
+	"bulkhead/bus/version"
 	"bulkhead/runtime-frontend/bundle"
 )
 
@@ -55,7 +56,7 @@ func newFeatures() *features.Features {
 			},
 			NetDevices: &features.NetDevices{Enabled: claim(bundle.Carried("linux.netDevices"))},
 		},
-		Annotations: map[string]string{"io.bulkhead.version": Version},
+		Annotations: map[string]string{"io.bulkhead.version": version.Version},
 	}
 }
 

@@ -5,6 +5,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -132,14 +133,18 @@ func (m *Manager) Delete(ctx context.Context, key string) error {
 	return c.remove(ctx)
 }
 
-// Close deletes every container and waits for all processes.
+// Close deletes every container and waits for all processes, as long as the
+// context allows. A process that cannot be killed is left to the machine's end.
 func (m *Manager) Close(ctx context.Context) error {
-	var first error
+	var errs []error
 	for _, key := range m.Keys() {
-		if err := m.Delete(ctx, key); err != nil && first == nil {
-			first = err
+		if err := m.Delete(ctx, key); err != nil {
+			errs = append(errs, fmt.Errorf("deleting container %q: %w", key, err))
 		}
 	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
 	m.waiters.Wait()
-	return first
+	return nil
 }

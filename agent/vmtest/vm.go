@@ -91,7 +91,7 @@ func Boot(t testing.TB) *VM {
 	watch(t, vm.Conn, "exited", vm.exits)
 	ctx, cancel := context.WithCancel(context.Background())
 	begun := time.Now()
-	ended := vm.startQEMU(ctx, image, dir, "bulkhead.sandbox="+Sandbox+" "+os.Getenv("ZZCMD"))
+	ended := vm.startQEMU(ctx, image, dir, "bulkhead.sandbox="+Sandbox)
 	t.Cleanup(func() {
 		cancel()
 		<-ended
@@ -176,7 +176,6 @@ func (vm *VM) startQEMU(ctx context.Context, image guest, dir, parameters string
 	if err := cmd.Start(); err != nil {
 		vm.t.Fatal(err)
 	}
-	PID = cmd.Process.Pid
 	ended = make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -282,4 +281,3 @@ func pipe(ctx context.Context, a, b net.Conn) {
 	}
 	wg.Wait()
 }
-var PID int
