@@ -22,10 +22,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
-	"github.com/nats-io/nats.go"
-
 	"bulkhead/bus"
+	"bulkhead/bus/bustest"
 	"bulkhead/bus/link"
 	agentv1 "bulkhead/proto/agent/v1"
 )
@@ -42,7 +40,7 @@ type VM struct {
 
 	t       testing.TB
 	console *console
-	server  *server.Server
+	bus     *bustest.Bus
 	streams *streams
 	exits   chan *agentv1.Exited
 	readies chan *agentv1.Ready
@@ -85,7 +83,8 @@ func Boot(t testing.TB) *VM {
 	if err := os.Mkdir(vm.Share, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	vm.startBus()
+	vm.bus = bustest.Start(t)
+	vm.Conn = vm.bus.Conn()
 	vm.readies = make(chan *agentv1.Ready, 8)
 	watch(t, vm.Conn, "ready", vm.readies)
 	watch(t, vm.Conn, "exited", vm.exits)
@@ -134,25 +133,6 @@ func RunToEnd(t testing.TB, parameters string) string {
 	return vm.Console()
 }
 
-// startBus runs a bus with nothing else on it.
-func (vm *VM) startBus() {
-	srv, err := server.NewServer(&server.Options{DontListen: true, NoSigs: true, NoLog: true, MaxPayload: 1 << 20})
-	if err != nil {
-		vm.t.Fatal(err)
-	}
-	srv.Start()
-	vm.t.Cleanup(srv.Shutdown)
-	vm.server = srv
-	nc, err := nats.Connect("", nats.InProcessServer(srv), nats.CustomInboxPrefix("_INBOX.host"))
-	if err != nil {
-		vm.t.Fatal(err)
-	}
-	vm.t.Cleanup(nc.Close)
-	if vm.Conn, err = bus.NewConn(nc, "testhost"); err != nil {
-		vm.t.Fatal(err)
-	}
-}
-
 func (vm *VM) startQEMU(ctx context.Context, image guest, dir, parameters string) (ended chan struct{}) {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
@@ -186,8 +166,8 @@ func (vm *VM) startQEMU(ctx context.Context, image guest, dir, parameters string
 	return ended
 }
 
-// serveCtl carries the guest's bus connection, again after each end of a session. The in-process
-// connection stands in for the host's guest socket, which has tests of its own.
+// serveCtl carries the guest's bus connection to the gate of the bus, again after each end of a
+// session, as the worker does.
 func (vm *VM) serveCtl(ctx context.Context, path string, begun time.Time) {
 	for ctx.Err() == nil {
 		session, err := dialPort(ctx, path)
@@ -197,7 +177,10 @@ func (vm *VM) serveCtl(ctx context.Context, path string, begun time.Time) {
 		if vm.Phase.Linked == 0 {
 			vm.Phase.Linked = time.Since(begun)
 		}
-		conn, err := vm.server.InProcessConn()
+		conn, err := net.Dial("unix", filepath.Join(vm.bus.RunDir, "guest.sock"))
+		if err == nil {
+			_, err = fmt.Fprintf(conn, "GUEST %s\n", Sandbox)
+		}
 		if err != nil {
 			vm.t.Error(err)
 			return

@@ -170,7 +170,7 @@ func TestAnOperatorWatchesAContainersLife(t *testing.T) {
 	exits(t, m, 42)
 	o.do("delete", id)
 
-	steps := []string{"created", "started", "exited", "deleted"}
+	steps := []string{"creating", "created", "started", "exited", "deleted"}
 	must(t, commandTime, func() error { return is(strings.Join(stepsOf(events.String(), id), " "), strings.Join(steps, " ")) })
 	op.says(watch.String(), key, "CONTAINER_STATUS_RUNNING", "CONTAINER_STATUS_STOPPED")
 	op.says(op.do("stream", "ls"), bus.EventStream)

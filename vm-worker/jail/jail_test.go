@@ -38,8 +38,8 @@ func shell(t *testing.T, edit func(*Config), script string) string {
 		t.Fatal(err)
 	}
 	c := Config{
-		Root: t.TempDir(), Argv: []string{"/bb", "sh", "-c", "exec >&3 2>&1; " + script},
-		Binds: []Bind{{Source: busybox, Target: "/bb"}}, Stage: "/.stage", Export: "/share", Hostname: "jailed",
+		Root: t.TempDir(), Argv: []string{"/busybox", "sh", "-c", "exec >&3 2>&1; " + script},
+		Binds: []Bind{{Source: busybox, Target: "/busybox"}}, Stage: "/.stage", Export: "/share", Hostname: "jailed",
 	}
 	if edit != nil {
 		edit(&c)
@@ -65,18 +65,18 @@ func TestJailShowsNothingOfTheHost(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, script, want string }{
 		{"process 1", "echo $$", "1"},
-		{"its own host name", "/bb hostname", "jailed"},
+		{"its own host name", "/busybox hostname", "jailed"},
 		{"devices", "cd /dev; echo *", "null urandom zero"},
 		{"no home", "test -e /root || test -e /home || test -e /run || test -e /sys || test -e /tmp; echo $?", "1"},
 		{"etc", "cd /etc; echo *", "ld.so.cache"},
-		{"no system in proc", "cd /proc; /bb ls -d kcore sysrq-trigger sys 2>/dev/null | /bb wc -l", "0"},
-		{"one network device, down", "/bb ip -o link | /bb grep -c LOWER_UP", "0"},
-		{"read-only root", "/bb mkdir /x 2>&1 | /bb grep -c Read-only", "1"},
-		{"read-only usr", "/bb touch /usr/x 2>&1 | /bb grep -c Read-only", "1"},
-		{"read-only share", "/bb touch /share/x 2>&1 | /bb grep -c Read-only", "1"},
-		{"no capabilities", "/bb grep CapEff /proc/self/status | /bb tr -d '\\t'", "CapEff:0000000000000000"},
-		{"cannot mount", "/bb mount -t tmpfs x /share 2>&1 | /bb grep -ci permitted", "1"},
-		{"no new privileges", "/bb grep NoNewPrivs /proc/self/status | /bb tr -d '\\t'", "NoNewPrivs:1"},
+		{"no system in proc", "cd /proc; /busybox ls -d kcore sysrq-trigger sys 2>/dev/null | /busybox wc -l", "0"},
+		{"one network device, down", "/busybox ip -o link | /busybox grep -c LOWER_UP", "0"},
+		{"read-only root", "/busybox mkdir /x 2>&1 | /busybox grep -c Read-only", "1"},
+		{"read-only usr", "/busybox touch /usr/x 2>&1 | /busybox grep -c Read-only", "1"},
+		{"read-only share", "/busybox touch /share/x 2>&1 | /busybox grep -c Read-only", "1"},
+		{"no capabilities", "/busybox grep CapEff /proc/self/status | /busybox tr -d '\\t'", "CapEff:0000000000000000"},
+		{"cannot mount", "/busybox mount -t tmpfs x /share 2>&1 | /busybox grep -ci permitted", "1"},
+		{"no new privileges", "/busybox grep NoNewPrivs /proc/self/status | /busybox tr -d '\\t'", "NoNewPrivs:1"},
 		{"no core files", "ulimit -c", "0"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -95,7 +95,7 @@ func TestJailedProgramHoldsOnlyWhatItWasGiven(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer secret.Close()
-	got := shell(t, nil, "/bb ls /proc/$$/fd")
+	got := shell(t, nil, "/busybox ls /proc/$$/fd")
 	fds := strings.Fields(got)
 	// The shell itself may keep copies at 10 and above.
 	fds = slices.DeleteFunc(fds, func(fd string) bool { return len(fd) > 1 })
@@ -107,7 +107,7 @@ func TestJailedProgramHoldsOnlyWhatItWasGiven(t *testing.T) {
 func TestJailKeepsTheCapabilitiesAskedFor(t *testing.T) {
 	t.Parallel()
 	edit := func(c *Config) { c.Capabilities = []uintptr{unix.CAP_CHOWN, unix.CAP_FOWNER} }
-	if got := shell(t, edit, "/bb grep -E 'Cap(Eff|Bnd)' /proc/self/status | /bb tr -d '\t'"); got != "CapEff:0000000000000009\nCapBnd:0000000000000009" {
+	if got := shell(t, edit, "/busybox grep -E 'Cap(Eff|Bnd)' /proc/self/status | /busybox tr -d '\t'"); got != "CapEff:0000000000000009\nCapBnd:0000000000000009" {
 		t.Errorf("the capabilities are %s", got)
 	}
 }
@@ -124,7 +124,7 @@ func TestJailIsEnteredFromItsCgroup(t *testing.T) {
 		}
 	})
 	edit := func(c *Config) { c.CgroupProcs = []string{dir + "/cgroup.procs"} }
-	if got := shell(t, edit, "/bb grep -c pids:/bulkhead-jail-test /proc/self/cgroup"); got != "1" {
+	if got := shell(t, edit, "/busybox grep -c pids:/bulkhead-jail-test /proc/self/cgroup"); got != "1" {
 		t.Errorf("the cgroup was not entered: %s", got)
 	}
 }
@@ -184,7 +184,7 @@ func TestCancelledStartLeavesNoProcess(t *testing.T) {
 func TestHostSeesNoMountOfTheJail(t *testing.T) {
 	t.Parallel()
 	root := ""
-	r := shell(t, func(c *Config) { root = c.Root }, "/bb cat /proc/self/mounts")
+	r := shell(t, func(c *Config) { root = c.Root }, "/busybox cat /proc/self/mounts")
 	if !strings.Contains(r, "/share") {
 		t.Errorf("the jail's mounts are %s", r)
 	}
