@@ -63,7 +63,7 @@ $(BIN)/bulkhead-relay: $(GOSRC)
 # The agent needs cgo for libcontainer's nsenter and libseccomp, and is static: the guest holds nothing else.
 $(BIN)/bulkhead-agent: $(GOSRC)
 	@echo "building $@"
-	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp' -ldflags '-s -w -linkmode external -extldflags -static' -o $@ ./agent/cmd/bulkhead-agent
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp runc_nocriu' -ldflags '-s -w -linkmode external -extldflags -static' -o $@ ./agent/cmd/bulkhead-agent
 
 $(GUEST)/vmlinux: deploy/guest/build-kernel deploy/guest/kernel.config
 	@deploy/guest/build-kernel $(GUEST)
@@ -98,7 +98,7 @@ lint: $(GOLANGCI) ## formatting, vet, golangci-lint, import directions, generate
 
 .PHONY: unit
 unit: build guest $(NATSCLI) ## unit and room tests (real bus, real QEMU where a room needs it)
-	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) test -timeout 20m -tags 'netgo osusergo seccomp' $$($(GO) list ./... | grep -v bulkhead/test/)
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) test -timeout 20m -tags 'netgo osusergo seccomp runc_nocriu' $$($(GO) list ./... | grep -v bulkhead/test/)
 
 .PHONY: e2e
 e2e: build guest $(NATSCLI) ## end-to-end tests: Docker, faults, the nats CLI, one service alone

@@ -63,7 +63,6 @@ func Run(ctx context.Context, deps Deps) error {
 		deps.Log.Warn("the host sent a senseless frame", "channel", channel, "error", err)
 	}})
 	a := &agent{log: deps.Log, sandbox: deps.Sandbox, begun: deps.Begun}
-	a.events.init(deps.Log, deps.Sandbox)
 	a.containers = container.NewManager(container.Config{
 		Log:      deps.Log,
 		Reaper:   orphans,

@@ -6,7 +6,6 @@ package agent
 import (
 	"sync"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/nats-io/nats.go"
 
 	"bulkhead/agent/container"
@@ -18,14 +17,9 @@ import (
 // while there is none, events are lost on purpose: they are hints, the truth
 // is in the streams and in status.
 type events struct {
-	log     hclog.Logger
-	sandbox string
-
 	mu sync.Mutex // guards nc
 	nc *nats.Conn
 }
-
-func (e *events) init(log hclog.Logger, sandbox string) { e.log, e.sandbox = log, sandbox }
 
 func (e *events) connected(nc *nats.Conn) {
 	e.mu.Lock()

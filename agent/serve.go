@@ -6,6 +6,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 
 	"github.com/nats-io/nats.go"
@@ -18,17 +19,24 @@ import (
 )
 
 // serveRequests is a bus client over the control port, for ever: the host opens
-// sessions when it likes, and each becomes a connection.
+// sessions when it likes, and each becomes a connection. It ends with the
+// context or with the port itself.
 func (a *agent) serveRequests(ctx context.Context, ctl *link.Listener) error {
 	defer ctl.Close()
+	dead := make(chan error, 1)
 	dial := func(ctx context.Context) (net.Conn, error) {
 		session, err := ctl.Accept(ctx)
 		if err != nil {
+			// The bus client would try again for ever; a port does not come back.
+			select {
+			case dead <- err:
+			default:
+			}
 			return nil, err
 		}
 		return session.NetConn(), nil
 	}
-	nc, err := a.connect(ctx, dial)
+	nc, err := a.connect(ctx, dial, dead)
 	if err != nil {
 		return err
 	}
@@ -38,39 +46,32 @@ func (a *agent) serveRequests(ctx context.Context, ctl *link.Listener) error {
 		return err
 	}
 	a.events.connected(nc)
-	nc.SetReconnectHandler(func(nc *nats.Conn) { a.ready(nc) })
+	nc.SetReconnectHandler(a.ready)
 	a.ready(nc)
-	closed := make(chan struct{})
-	nc.SetClosedHandler(func(*nats.Conn) { close(closed) })
 	select {
 	case <-ctx.Done():
-	case <-closed:
-		// Reconnecting never gives up, so this is the port's own end.
-		if ctx.Err() == nil {
-			return errors.Join(errors.New("the control connection is closed for good"), nc.LastError())
-		}
+	case err = <-dead:
+		err = fmt.Errorf("the control port failed: %w", err)
 	}
-	return server.Stop(context.WithoutCancel(ctx))
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+	defer cancel()
+	return errors.Join(err, server.Stop(stopping))
 }
 
 // connect makes the first connection. A session that breaks before the bus has
 // answered is followed by the next one; only a dead port ends the attempts.
-func (a *agent) connect(ctx context.Context, dial func(context.Context) (net.Conn, error)) (*nats.Conn, error) {
-	var portErr error
-	watched := func(ctx context.Context) (net.Conn, error) {
-		conn, err := dial(ctx)
-		portErr = err
-		return conn, err
-	}
+func (a *agent) connect(ctx context.Context, dial func(context.Context) (net.Conn, error), dead <-chan error) (*nats.Conn, error) {
 	for {
-		nc, err := bus.ConnectGuest(ctx, a.sandbox, watched)
+		nc, err := bus.ConnectGuest(ctx, a.sandbox, dial)
 		if err == nil {
 			return nc, nil
 		}
-		if portErr != nil || ctx.Err() != nil {
-			return nil, errors.Join(err, portErr, ctx.Err())
+		select {
+		case portErr := <-dead:
+			return nil, fmt.Errorf("the control port failed: %w", portErr)
+		default:
+			a.log.Warn("bus connection failed, waiting for the host's next session", "error", err)
 		}
-		a.log.Warn("bus connection failed, waiting for the host's next session", "error", err)
 	}
 }
 

@@ -49,8 +49,8 @@ type ends struct {
 }
 
 // openEnds makes pipes, or the socket over which a pty will come, and gives the
-// process its side. Whoever owns the file descriptors of the process's user is settled
-// by libcontainer, which changes their owner so that /dev/stdout can be reopened.
+// process its side. libcontainer makes the process's user their owner, so that
+// /dev/stdout can be reopened.
 func openEnds(lp *libcontainer.Process, spec *specs.Process) (_ *ends, err error) {
 	e := &ends{}
 	defer func() {

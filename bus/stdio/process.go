@@ -65,7 +65,7 @@ func newProcess(e *Endpoint, channel uint32, s Streams) (*Process, error) {
 // makePollable replaces *f by a file the runtime can wait on, so that Close
 // and deadlines interrupt reads and writes.
 func makePollable(f **os.File) error {
-	if *f == nil || (*f).SetDeadline(time.Time{}) == nil {
+	if *f == nil || ((*f).SetDeadline(time.Time{}) == nil && nonblocking(*f)) {
 		return nil
 	}
 	fd, err := unix.FcntlInt((*f).Fd(), unix.F_DUPFD_CLOEXEC, 3)
@@ -80,6 +80,19 @@ func makePollable(f **os.File) error {
 	(*f).Close()
 	*f = dup
 	return dup.SetDeadline(time.Time{})
+}
+
+// nonblocking looks at the descriptor itself: os.File.Fd makes it blocking and
+// leaves the file looking as if it could be waited on.
+func nonblocking(f *os.File) bool {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	var flags int
+	var flagsErr error
+	err = raw.Control(func(fd uintptr) { flags, flagsErr = unix.FcntlInt(fd, unix.F_GETFL, 0) })
+	return err == nil && flagsErr == nil && flags&unix.O_NONBLOCK != 0
 }
 
 func (p *Process) closeFiles() {

@@ -20,7 +20,7 @@ const drainMax = 1 << 20
 func (p *Process) read(i int, f *os.File) {
 	defer p.moving.Done()
 	defer f.Close()
-	buf := make([]byte, MaxData)
+	buf := make([]byte, ringMin) // most processes say little
 	rest := drainMax
 	for {
 		room, exited := p.awaitRoom(i, len(buf))
@@ -39,6 +39,9 @@ func (p *Process) read(i int, f *os.File) {
 			p.out[i].Write(buf[:n])
 			p.e.markReady(p)
 			p.e.mu.Unlock()
+		}
+		if n == ringMin && len(buf) == ringMin {
+			buf = make([]byte, MaxData)
 		}
 		if exited {
 			rest -= n

@@ -108,7 +108,7 @@ func TestRingHoldsWhatWasWrittenAndGivesMemoryBack(t *testing.T) {
 // TestStreamIsExactOverALossyLink runs a sender and a receiver over a link
 // that drops, repeats and cuts off at random, with SYNC after each loss.
 func TestStreamIsExactOverALossyLink(t *testing.T) {
-	for seed := range uint64(50) {
+	for seed := range uint64(12) {
 		random := rand.New(rand.NewPCG(seed, 9))
 		data := make([]byte, 1<<20)
 		for i := range data {

@@ -37,7 +37,7 @@ var rules = []rule{
 }
 
 func TestRoomsImportOnlyWhatTheirRuleAllows(t *testing.T) {
-	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "-tags", "netgo osusergo seccomp", "bulkhead/...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "-tags", "netgo osusergo seccomp runc_nocriu", "bulkhead/...")
 	out, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError
@@ -116,7 +116,7 @@ func TestOnlyTheHostDaemonLinksTheServer(t *testing.T) {
 		{"bulkhead/runtime-frontend/cmd/bulkhead-relay", "google.golang.org/protobuf", "the relay must stay under 3 MB"},
 		{"bulkhead/agent/cmd/bulkhead-agent", "github.com/nats-io/nats-server", "the guest holds no server"},
 	} {
-		out, err := exec.Command("go", "list", "-deps", "-tags", "netgo osusergo seccomp", c.pkg).Output()
+		out, err := exec.Command("go", "list", "-deps", "-tags", "netgo osusergo seccomp runc_nocriu", c.pkg).Output()
 		if err != nil {
 			t.Errorf("go list -deps %s: %v", c.pkg, err)
 			continue

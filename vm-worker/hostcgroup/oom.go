@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,11 +32,16 @@ const (
 // Main is to be called first in main, and in TestMain, of every program that
 // calls SignalOOM. It returns at once unless this process is a victim.
 func Main() {
+	called.Store(true)
 	if len(os.Args) != 2 || os.Args[0] != victimName {
 		return
 	}
 	victim(os.Args[1])
 }
+
+// called tells that Main has run: without it a re-exec would start the whole
+// program a second time.
+var called atomic.Bool
 
 // victim enters the cgroup whose cgroup.procs is given and uses memory until it
 // is killed, or, when the limit turns out not to hold it, ends.
@@ -72,6 +78,9 @@ func victim(procs string) {
 func (c *Cgroup) SignalOOM(ctx context.Context) error {
 	if c.manager == nil {
 		return nil // no cgroup, so nobody watches one
+	}
+	if !called.Load() {
+		return errors.New("showing an OOM kill to the engine: this program's main does not call hostcgroup.Main")
 	}
 	ctx, cancel := context.WithTimeout(ctx, oomTimeout)
 	defer cancel()

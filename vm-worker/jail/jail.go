@@ -22,6 +22,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -76,6 +77,9 @@ const setupTimeout = 20 * time.Second
 //
 // The program is process 1 of its PID namespace: what it could fork dies with it.
 func Start(ctx context.Context, c Config, files []*os.File, stderr *os.File, launched func(pid int) error) (*os.Process, error) {
+	if !called.Load() {
+		return nil, errors.New("this program's main does not call jail.Main")
+	}
 	order, err := json.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("describing the jail: %w", err)
@@ -127,11 +131,11 @@ func direct(ctx context.Context, control *os.File, order []byte, pid int, launch
 	if err != nil {
 		return fmt.Errorf("waiting for the jail's helper: %w", orCause(ctx, err))
 	}
-	if len(complaint) == 0 || string(complaint) == ready {
-		if len(complaint) == 0 {
-			return errors.New("the jail's helper ended without a word: see the log of the vm")
-		}
+	switch string(complaint) {
+	case ready:
 		return nil
+	case "":
+		return errors.New("the jail's helper ended without a word")
 	}
 	return fmt.Errorf("jailing the hypervisor: %s", strings.TrimPrefix(string(complaint), ready))
 }
@@ -160,10 +164,15 @@ func controlPair() (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(pair[0]), "jail"), os.NewFile(uintptr(pair[1]), "jail"), nil
 }
 
+// called tells that Main has run: without it a re-exec would start the whole
+// program a second time.
+var called atomic.Bool
+
 // Main is to be called first in main, and in TestMain, of every program that
 // calls Start. It returns at once unless this process is the helper; then it
 // does not return.
 func Main() {
+	called.Store(true)
 	if len(os.Args) != 2 || os.Args[0] != helperName {
 		return
 	}

@@ -84,7 +84,7 @@ func openPty(t testing.TB) (master, slave *os.File) {
 
 func TestTerminalEchoesResizesAndHangsUp(t *testing.T) {
 	r := newRig(t)
-	c, engine := r.runTerminal(1, "sh", "-c", "trap 'stty size; :' WINCH; echo ready; while read x; do echo got $x; [ $x = size ] && stty size; [ $x = bye ] && exit 12; done")
+	c, engine := r.runTerminal(1, "sh", "-c", "trap 'stty size; :' WINCH; echo ready; while :; do read x || continue; echo got $x; [ $x = size ] && stty size; [ $x = bye ] && exit 12; done")
 	engine.SetReadDeadline(time.Now().Add(10 * time.Second))
 	out := bufio.NewReader(engine)
 	expect := func(want string) {

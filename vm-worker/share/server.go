@@ -100,7 +100,8 @@ func (s *Server) Serve(ctx context.Context) error {
 		select {
 		case slots <- struct{}{}:
 		default:
-			s.refuse(conn, fmt.Errorf("%d handovers are under way, try again", maxConnections))
+			s.answer(conn, handover.Answer{Error: fmt.Sprintf("%d handovers are under way, try again", maxConnections)})
+			conn.Close()
 			continue
 		}
 		connections.Go(func() {
@@ -132,7 +133,9 @@ func (s *Server) take(ctx context.Context, conn *net.UnixConn) {
 	if err != nil {
 		closeFiles(files)
 		s.log.Warn("handover refused", "error", err)
-		s.refuse(conn, err)
+		s.answer(conn, handover.Answer{Error: err.Error()})
+		drain(conn)
+		conn.Close()
 		return
 	}
 	s.log.Debug("handover taken", "token", token, "descriptors", len(files))
@@ -140,9 +143,17 @@ func (s *Server) take(ctx context.Context, conn *net.UnixConn) {
 	conn.Close()
 }
 
-func (s *Server) refuse(conn *net.UnixConn, why error) {
-	s.answer(conn, handover.Answer{Error: why.Error()})
-	conn.Close()
+// drain discards what the client has sent beyond the refused packet, and the
+// descriptors with it: closing with packets unread would reset the connection
+// before the client has read why it was refused.
+func drain(conn *net.UnixConn) {
+	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+	buf := make([]byte, handover.MaxPacket)
+	for {
+		if n, err := conn.Read(buf); err != nil || n == 0 {
+			return
+		}
+	}
 }
 
 func (s *Server) answer(conn *net.UnixConn, a handover.Answer) {

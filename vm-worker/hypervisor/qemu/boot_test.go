@@ -85,6 +85,12 @@ func TestEndOfTheVMHasAReason(t *testing.T) {
 			if !strings.Contains(v.ExitReason(), c.reason) {
 				t.Errorf("the reason is %q, want %q in it", v.ExitReason(), c.reason)
 			}
+			if err := v.DetachMounts(t.Context(), "k"); err != nil {
+				t.Errorf("detaching from a dead vm: %v", err)
+			}
+			if err := v.Kill(t.Context()); err != nil {
+				t.Errorf("killing a dead vm: %v", err)
+			}
 			var kinds []hypervisor.EventKind
 			found := c.event == ""
 			for e := range v.Events() {

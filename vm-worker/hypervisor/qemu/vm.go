@@ -237,7 +237,19 @@ func (v *vm) AttachMount(ctx context.Context, mount *os.File, relPath string, is
 }
 
 func (v *vm) DetachMounts(ctx context.Context, relPrefix string) error {
-	return v.wrap(share.Detach(ctx, v.pidfd, relPrefix))
+	err := share.Detach(ctx, v.pidfd, relPrefix)
+	if err != nil && v.gone() {
+		return nil // its mounts went with its process
+	}
+	return v.wrap(err)
+}
+
+func (v *vm) gone() bool {
+	f, err := v.rec.Pidfd()
+	if err == nil {
+		f.Close()
+	}
+	return errors.Is(err, hypervisor.ErrGone)
 }
 
 func (v *vm) Pause(ctx context.Context) error {

@@ -1,0 +1,126 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package router_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+
+	"bulkhead/bus/stdio"
+	"bulkhead/vm-worker/router"
+)
+
+func TestGuestThatBreaksTheRulesLosesItsSession(t *testing.T) {
+	data := func(stream uint8, off uint64, n int) []byte {
+		b := make([]byte, stdio.HeaderSize+n)
+		stdio.Header{Type: stdio.TypeData, Stream: stream, Channel: 1, Off: off, Len: uint32(n)}.Put(b)
+		return b
+	}
+	cases := map[string]struct {
+		frame  []byte
+		repeat int
+	}{
+		"no frame":               {[]byte("hello"), 1},
+		"data beyond the window": {data(1, stdio.Window, 1), 1},
+		"standard input":         {data(0, 0, 1), 1},
+		"a frame for agents":     {stdio.AppendSignal(nil, 1, 1, 9), 1},
+		"ack of its own output":  {stdio.AppendWindow(nil, stdio.TypeAck, 1, 0, 1, 0, 0), 1},
+		"a flood of syncs":       {stdio.AppendSimple(nil, stdio.TypeSync, 0, 1, 0), 300_000},
+		"unknown channels":       {stdio.AppendSimple(nil, stdio.TypeSync, 0, 77, 0), 300_000},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			rt := router.New(router.Config{})
+			t.Cleanup(rt.Close)
+			rg := &rig{t: t, ctx: t.Context(), router: rt}
+			relay := rg.startRelay(&container{})
+			rg.attach(1, relay.Socket)
+			g := newFakeGuest()
+			served := make(chan error, 1)
+			go func() { served <- rt.ServeGuest(t.Context(), g) }()
+			g.await(stdio.TypeResume, stdio.TypeSync) // the relay has granted its windows
+			for range c.repeat {
+				if !g.say(c.frame) {
+					break
+				}
+			}
+			if err := receive(t, served); !errors.Is(err, router.ErrViolation) {
+				t.Errorf("ended with %v", err)
+			}
+		})
+	}
+}
+
+// fakeGuest is a session whose guest is the test.
+type fakeGuest struct {
+	in, out chan []byte
+	done    chan struct{}
+	once    sync.Once
+}
+
+func newFakeGuest() *fakeGuest {
+	return &fakeGuest{in: make(chan []byte), out: make(chan []byte), done: make(chan struct{})}
+}
+
+func (g *fakeGuest) Close() error {
+	g.once.Do(func() { close(g.done) })
+	return nil
+}
+
+func (g *fakeGuest) Send(b []byte) error {
+	select {
+	case g.out <- bytes.Clone(b):
+		return nil
+	case <-g.done:
+		return io.ErrClosedPipe
+	}
+}
+
+func (g *fakeGuest) Recv() ([]byte, error) {
+	select {
+	case b := <-g.in:
+		return b, nil
+	case <-g.done:
+		return nil, io.EOF
+	}
+}
+
+// await takes frames until one of each type has come, and goes on taking them.
+func (g *fakeGuest) await(types ...stdio.Type) {
+	seen := map[stdio.Type]bool{}
+	for {
+		f, err := stdio.Parse(<-g.out)
+		if err == nil {
+			seen[f.Type] = true
+		}
+		missing := false
+		for _, want := range types {
+			missing = missing || !seen[want]
+		}
+		if !missing {
+			break
+		}
+	}
+	go func() {
+		for {
+			select {
+			case <-g.out:
+			case <-g.done:
+				return
+			}
+		}
+	}()
+}
+
+func (g *fakeGuest) say(b []byte) bool {
+	select {
+	case g.in <- b:
+		return true
+	case <-g.done:
+		return false
+	}
+}

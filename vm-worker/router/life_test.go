@@ -1,0 +1,151 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package router_test
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestSignalsArriveOnceAcrossRestarts(t *testing.T) {
+	r := newRig(t)
+	c := r.run(1, []string{"sh", "-c", "trap 'exit 9' TERM; trap : USR1; trap : HUP; echo ready; while :; do sleep 0.02; done"})
+	io.ReadFull(c.stdout, make([]byte, 6))
+	r.session.Close() // signals sent now wait in the relay
+	syscall.Kill(c.relay.PID, unix.SIGUSR1)
+	syscall.Kill(c.relay.PID, unix.SIGHUP)
+	r.newSession()
+	want := map[int]int{int(unix.SIGUSR1): 1, int(unix.SIGHUP): 1}
+	got := map[int]int{}
+	for range 2 {
+		got[receive(t, c.signals)]++
+	}
+	for range 3 { // each new session has the relay repeat what is unacknowledged
+		r.newSession()
+	}
+	if err := r.router.Signal(1, int(unix.SIGTERM)); err != nil {
+		t.Fatal(err)
+	}
+	if n := receive(t, c.signals); n != int(unix.SIGTERM) {
+		t.Errorf("signal %d before SIGTERM", n)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("signals %v", got)
+	}
+	if code := c.code(t, 5*time.Second); code != 9 {
+		t.Errorf("exit code %d", code)
+	}
+	if len(c.signals) != 0 {
+		t.Errorf("a signal was repeated: %d", <-c.signals)
+	}
+}
+
+func TestEveryCatchableSignalIsForwarded(t *testing.T) {
+	r := newRig(t)
+	c := r.run(1, []string{"sh", "-c", "echo ready; read x"})
+	io.ReadFull(c.stdout, make([]byte, 6))
+	c.deaf.Store(true)
+	skip := map[int]bool{9: true, 19: true, 13: true, 17: true, 23: true, 27: true, 32: true, 33: true, 34: true}
+	for _, n := range []int{27, 32, 33, 34} { // of no use to the process, but no harm either
+		syscall.Kill(c.relay.PID, syscall.Signal(n))
+	}
+	for n := 1; n <= 64; n++ {
+		if skip[n] {
+			continue
+		}
+		if err := syscall.Kill(c.relay.PID, syscall.Signal(n)); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case got := <-c.signals:
+			if got != n {
+				t.Errorf("signal %d arrived as %d", n, got)
+			}
+		case <-time.After(time.Second):
+			t.Errorf("signal %d did not arrive", n)
+		}
+	}
+}
+
+func TestExitCodesOfSignalsAre128PlusN(t *testing.T) {
+	r := newRig(t)
+	c := r.run(1, []string{"sleep", "60"})
+	syscall.Kill(c.relay.PID, unix.SIGTERM)
+	if code := c.code(t, 5*time.Second); code != 128+15 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func TestGoneEndsTheRelayAfterItHasWrittenWhatItGot(t *testing.T) {
+	r := newRig(t)
+	c := r.run(1, []string{"sh", "-c", "echo last words; sleep 60"})
+	io.ReadFull(c.stdout, make([]byte, 4))
+	r.router.Gone(137, "the VM died")
+	began := time.Now()
+	if got := readAll(t, c.stdout); got != " words\n" {
+		t.Errorf("stdout %q", got)
+	}
+	if code := c.code(t, 2*time.Second); code != 137 {
+		t.Errorf("exit code %d", code)
+	}
+	if took := time.Since(began); took > 1500*time.Millisecond {
+		t.Errorf("it took %v", took)
+	}
+}
+
+func TestDeathOfTheVMEndsTheRelayEvenWithoutAWorker(t *testing.T) {
+	r := newRig(t)
+	vm := exec.Command("sleep", "60")
+	if err := vm.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Wait()
+	defer vm.Process.Kill()
+	fd, err := unix.PidfdOpen(vm.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pidfd := os.NewFile(uintptr(fd), "pidfd")
+	defer pidfd.Close()
+	c := &container{}
+	c.relay = r.startRelay(c)
+	if err := r.router.Attach(r.ctx, 1, c.relay.Socket, pidfd); err != nil {
+		t.Fatal(err)
+	}
+	r.router.Close()
+	vm.Process.Kill()
+	if code := c.code(t, 2*time.Second); code != 137 {
+		t.Errorf("exit code %d", code)
+	}
+	r.newRouter()
+}
+
+func TestKilledRelayIsReported(t *testing.T) {
+	r := newRig(t)
+	c := r.run(1, []string{"sh", "-c", "trap '' PIPE; while :; do echo x || exit 5; done"})
+	io.ReadFull(c.stdout, make([]byte, 4))
+	syscall.Kill(c.relay.PID, unix.SIGKILL)
+	if got := receive(t, r.lost); got != 1 {
+		t.Errorf("channel %d was lost", got)
+	}
+	if code := c.code(t, time.Second); code != 137 {
+		t.Errorf("exit code %d", code)
+	}
+	// Its output is thrown away from now on, so the process does not block.
+	r.router.Detach(1)
+	if err := r.router.Signal(1, 15); err == nil {
+		t.Error("a signal to a dead relay was accepted")
+	}
+	syscall.Kill(c.cmd.Process.Pid, syscall.SIGTERM)
+	if got := <-r.exits; got != [2]int{1, 143} {
+		t.Errorf("exit %v", got)
+	}
+}
