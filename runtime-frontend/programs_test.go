@@ -337,7 +337,7 @@ func endWith(t *testing.T, socket string, code int) {
 	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: socket}); err != nil {
 		t.Error(err)
 	}
-	if err := unix.Sendmsg(fd, stdio.AppendExit(nil, 0, code, 0, 0), nil, nil, 0); err != nil {
+	if err := unix.Sendmsg(fd, stdio.AppendExit(nil, 0, 0, code, 0, 0), nil, nil, 0); err != nil {
 		t.Error(err)
 	}
 	t.Cleanup(func() { unix.Close(fd) })

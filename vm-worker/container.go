@@ -6,8 +6,14 @@ package vmworker
 import (
 	"context"
 	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
 	"sync"
+	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -120,17 +126,52 @@ var (
 )
 
 // processExited hears from the guest, by the stdio channel, how a process
-// ended. The process counts as ended when its relay has.
-func (s *sandbox) processExited(channel uint32, code int) {
+// ended. The process counts as ended when its relay has, which is told only
+// after this: engines learn of an OOM kill before they learn of the end.
+func (s *sandbox) processExited(channel uint32, code int, oom bool) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, c := range s.members {
+	members := slices.Collect(maps.Values(s.members))
+	s.mu.Unlock()
+	for _, c := range members {
 		c.mu.Lock()
-		if c.rec.Channel == channel && c.exit == nil {
-			c.exit = &vmv1.Exit{Code: int32(code), Time: timestamppb.Now()}
+		mine := c.rec.Channel == channel && c.exit == nil
+		if mine {
+			c.exit = &vmv1.Exit{Code: int32(code), OomKilled: oom, Time: timestamppb.Now()}
+			if oom {
+				c.exit.Reason = "killed by the guest's kernel for want of memory"
+			}
 		}
 		c.mu.Unlock()
+		if mine && oom {
+			c.tellOOM()
+		}
 	}
+}
+
+// oomTime bounds how long the end of a container waits for its OOM report.
+const oomTime = 3 * time.Second
+
+// tellOOM makes an OOM kill in the guest visible where engines look for one: in
+// the container's host cgroup, and, for Podman and CRI-O, as the file "oom" in
+// the bundle.
+func (c *container) tellOOM() {
+	ctx, cancel := context.WithTimeout(context.Background(), oomTime)
+	defer cancel()
+	c.mu.Lock()
+	cgroup := c.cgroup
+	c.mu.Unlock()
+	if cgroup != nil {
+		if err := cgroup.SignalOOM(ctx); err != nil {
+			c.w.log.Warn("the host's cgroup does not show the guest's OOM kill", "container", c.rec.Ref.Id, "error", err)
+		}
+	}
+	// The bundle's directory is root's own; a link planted in it is not followed.
+	f, err := os.OpenFile(filepath.Join(c.rec.Bundle, "oom"), os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		c.w.log.Debug("no oom file in the bundle", "container", c.rec.Ref.Id, "error", err)
+		return
+	}
+	f.Close()
 }
 
 // watchInit waits for the end of the init relay, which is the end of the
@@ -238,6 +279,7 @@ func (c *container) remove(ctx context.Context) error {
 	if relay != nil {
 		relay.close()
 	}
+	w.removeRelaySocket(rec.Relay)
 	errs = append(errs, w.store.removeContainer(ctx, rec))
 
 	w.mu.Lock()

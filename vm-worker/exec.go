@@ -109,6 +109,7 @@ func (c *container) watchExec(x *execProcess) {
 	}
 	ctx := context.Background()
 	x.relay.close()
+	c.w.removeRelaySocket(x.rec.Relay)
 	c.sb.router.Detach(x.rec.Channel)
 	if c.sb.alive() {
 		// For a process that has ended this finds nothing, which is the rule.

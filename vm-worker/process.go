@@ -5,7 +5,9 @@ package vmworker
 
 import (
 	"errors"
+	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -90,6 +92,17 @@ func (p *hostProcess) signal(sig unix.Signal) error {
 		return nil
 	}
 	return sent
+}
+
+// removeRelaySocket removes what a relay that was killed could not. Only a
+// socket in the relays' own directory is touched: the path came in a request.
+func (w *Worker) removeRelaySocket(r *vmv1.Relay) {
+	if filepath.Dir(r.GetSocket()) != filepath.Join(w.runDir, "relay") {
+		return
+	}
+	if err := os.Remove(r.GetSocket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		w.log.Warn("socket of a dead relay not removed", "error", err)
+	}
 }
 
 func (p *hostProcess) close() { _ = p.pidfd.Close() }

@@ -192,7 +192,7 @@ func (c *Container) collect(p *process) {
 		c.dropOldExecs()
 	}
 	c.mu.Unlock()
-	p.stream.Exited(code)
+	p.stream.Exited(code, oom)
 	c.m.cfg.Exited(Exited{Container: c.key, ExecID: p.execID, Code: code, OOMKilled: oom})
 	close(p.done)
 }

@@ -29,7 +29,7 @@ type Stdio struct {
 type Stream interface {
 	// Exited says that the process ended. It returns at once; the code is delivered after
 	// the output, as often as it takes.
-	Exited(code int)
+	Exited(code int, oom bool)
 }
 
 // Streams opens the channel that the host gave a process.

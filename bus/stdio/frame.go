@@ -43,6 +43,8 @@ const (
 	FlagEOF = 1 << 0
 	// FlagClosed: the receiver wants no more of this stream; its reader is gone.
 	FlagClosed = 1 << 1
+	// FlagOOM: the process of an EXIT was killed by its kernel for want of memory.
+	FlagOOM = 1 << 2
 )
 
 const (
@@ -187,9 +189,9 @@ func AppendWindow(b []byte, t Type, stream uint8, flags uint16, channel uint32, 
 	return binary.LittleEndian.AppendUint64(b, limit)
 }
 
-// AppendExit appends EXIT.
-func AppendExit(b []byte, channel uint32, code int, end1, end2 uint64) []byte {
-	b = Header{Type: TypeExit, Channel: channel, Len: 20}.append(b)
+// AppendExit appends EXIT; flags are 0 or FlagOOM.
+func AppendExit(b []byte, flags uint16, channel uint32, code int, end1, end2 uint64) []byte {
+	b = Header{Type: TypeExit, Flags: flags, Channel: channel, Len: 20}.append(b)
 	b = binary.LittleEndian.AppendUint32(b, uint32(code))
 	b = binary.LittleEndian.AppendUint64(b, end1)
 	return binary.LittleEndian.AppendUint64(b, end2)

@@ -30,6 +30,7 @@ type Process struct {
 
 	exited, exitReady, exitAcked bool
 	code                         int
+	exitFlags                    uint16 // FlagOOM or 0
 	signals                      uint64 // last sequence number delivered
 	hungUp                       bool
 	queued, forgotten            bool
@@ -145,14 +146,17 @@ func (p *Process) start() {
 // Exited says that the process has died with code (0..255, 128+n for signal
 // n). What its pipes hold at this moment still goes out, then EXIT. A child
 // that keeps a pipe open is read on into nothing, so it neither blocks nor
-// dies of SIGPIPE.
-func (p *Process) Exited(code int) {
+// dies of SIGPIPE. oom says that the kernel killed it for want of memory.
+func (p *Process) Exited(code int, oom bool) {
 	p.e.mu.Lock()
 	defer p.e.mu.Unlock()
 	if p.exited {
 		return
 	}
 	p.exited, p.code = true, code&0xff
+	if oom {
+		p.exitFlags = FlagOOM
+	}
 	p.in.Close()
 	p.ackPending = true
 	p.fed.Broadcast()

@@ -155,7 +155,7 @@ func (p *Process) appendNext(b []byte) []byte {
 	}
 	if p.exitPending {
 		p.exitPending = false
-		return AppendExit(b, p.channel, p.code, p.out[0].Offset(), p.out[1].Offset())
+		return AppendExit(b, p.exitFlags, p.channel, p.code, p.out[0].Offset(), p.out[1].Offset())
 	}
 	return b
 }

@@ -27,7 +27,8 @@
 //	SYNC        frames may have been lost; the answer restates what the sender of the answer
 //	            knows: per stream it receives ACK and RESUME; unacknowledged signals and exit;
 //	            terminal size; hang-up
-//	EXIT        payload: code u32, end of stdout u64, end of stderr u64
+//	EXIT        payload: code u32, end of stdout u64, end of stderr u64. FlagOOM: the guest's
+//	            kernel killed it for want of memory
 //	EXIT_ACK    the relay has written everything up to those ends
 //	SIGNAL      off: sequence number from 1; payload: signal u32
 //	SIGNAL_ACK  off: every signal up to this number has been delivered

@@ -14,7 +14,7 @@ import (
 )
 
 func TestFramesSurviveEncoding(t *testing.T) {
-	exit, err := Parse(AppendExit(nil, 5, 42, 100, 1<<40))
+	exit, err := Parse(AppendExit(nil, 0, 5, 42, 100, 1<<40))
 	if err != nil || exit.Channel != 5 || exit.Code() != 42 || exit.End(Stdout) != 100 || exit.End(Stderr) != 1<<40 {
 		t.Errorf("EXIT %+v, %v", exit, err)
 	}
@@ -46,7 +46,7 @@ func TestParseRefuses(t *testing.T) {
 		"payload too long":  append(AppendSimple(nil, TypeSync, 0, 0, 0), 1),
 		"huge offset":       AppendSimple(nil, TypeEOF, 1, 0, 1<<63),
 		"limit before off":  AppendWindow(nil, TypeAck, 1, 0, 0, 10, 9),
-		"exit code 256":     AppendExit(nil, 0, 256, 0, 0),
+		"exit code 256":     AppendExit(nil, 0, 0, 256, 0, 0),
 		"signal 0":          AppendSignal(nil, 0, 1, 0),
 		"signal 65":         AppendSignal(nil, 0, 1, 65),
 	}
@@ -58,7 +58,7 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func FuzzParse(f *testing.F) {
-	f.Add(AppendExit(nil, 5, 42, 100, 1))
+	f.Add(AppendExit(nil, FlagOOM, 5, 42, 100, 1))
 	f.Add(AppendWindow(nil, TypeAck, Stderr, FlagEOF, 6, 7, 8))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		frame, err := Parse(b)
@@ -273,7 +273,7 @@ func TestExitIsRepeatedOnSyncUntilAcknowledged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.Exited(11)
+	p.Exited(11, true)
 	l := loop{make(chan []byte, 64), make(chan []byte), make(chan struct{})}
 	served := make(chan error, 1)
 	go func() { served <- e.Serve(t.Context(), l) }()
@@ -295,7 +295,7 @@ func TestExitIsRepeatedOnSyncUntilAcknowledged(t *testing.T) {
 		}
 	}
 	for range 3 {
-		if f := next(); f.Channel != 4 || f.Code() != 11 {
+		if f := next(); f.Channel != 4 || f.Code() != 11 || f.Flags != FlagOOM {
 			t.Errorf("EXIT %+v", f)
 		}
 		l.toAgent <- AppendSimple(nil, TypeSync, 0, 4, 0)

@@ -98,6 +98,7 @@ func TestAMissingPartIsNamed(t *testing.T) {
 					t.Error(err)
 				}
 			})
+			idle := newIdle(t, h)
 			o := newOCI(t, h)
 			id := newID("missing")
 			r := o.cli("run", "--bundle", o.bundle(newSpec("true")), id)
@@ -110,7 +111,7 @@ func TestAMissingPartIsNamed(t *testing.T) {
 			}
 			conn := dial(t, h)
 			must(t, cleanTime, func() error { return o.noTrace(conn, id) })
-			must(t, cleanTime, func() error { return idle(h) })
+			must(t, cleanTime, idle)
 		})
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -230,22 +231,41 @@ func (o ociUser) noTrace(conn *bus.Conn, id string) error {
 	return nil
 }
 
-// idle complains unless a host has no VM, no relay and no files of them.
-func idle(h *host.Host) error {
+// idle complains unless what a host runs and keeps is what it did when idle was
+// made: no further QEMU, relay or file of them.
+func newIdle(t *testing.T, h *host.Host) func() error {
+	t.Helper()
+	before, err := traces(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() error {
+		now, err := traces(h)
+		if err != nil {
+			return err
+		}
+		for _, trace := range now {
+			if !slices.Contains(before, trace) {
+				return errors.New(trace)
+			}
+		}
+		return nil
+	}
+}
+
+// traces are the VMs, relays and files of a host.
+func traces(h *host.Host) ([]string, error) {
 	processes, err := ground.Processes()
 	if err != nil {
-		return err
+		return nil, err
 	}
+	all, err := h.VMFiles()
 	for _, binary := range []string{"qemu-", "bulkhead-relay"} {
-		if found := host.Named(processes, binary); len(found) > 0 {
-			return fmt.Errorf("process %s", found[0])
+		for _, found := range host.Named(processes, binary) {
+			all = append(all, "process "+found.String())
 		}
 	}
-	files, err := h.VMFiles()
-	if err == nil && len(files) > 0 {
-		err = fmt.Errorf("files %v", files)
-	}
-	return err
+	return all, err
 }
 
 func newSpec(args ...string) *specs.Spec { return host.NewSpec(args...) }

@@ -151,15 +151,27 @@ func (r *Router) receive(g *guestConn) error {
 		if f.Type != stdio.TypeData && !g.allow(time.Now()) {
 			return fmt.Errorf("%w: more than %d control frames a second", ErrViolation, controlRate)
 		}
-		exited, err := r.fromGuest(g, f, b)
-		if err != nil {
+		if f.Type == stdio.TypeExit && r.firstExit(f.Channel) && r.cfg.OnExit != nil {
+			r.cfg.OnExit(f.Channel, f.Code(), f.Flags&stdio.FlagOOM != 0)
+		}
+		if err := r.fromGuest(g, f, b); err != nil {
 			r.cfg.Log.Warn("guest_broke_stdio_rules", "channel", f.Channel, "frame_type", f.Type, "error", err)
 			return err
 		}
-		if exited && r.cfg.OnExit != nil {
-			r.cfg.OnExit(f.Channel, f.Code())
-		}
 	}
+}
+
+// firstExit notes that a channel's process has exited, and tells whether that is
+// news.
+func (r *Router) firstExit(id uint32) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ch := r.channels[id]
+	if ch == nil || ch.exited {
+		return false
+	}
+	ch.exited = true
+	return true
 }
 
 // allow takes one control frame from the guest's allowance.
@@ -170,47 +182,44 @@ func (g *guestConn) allow(now time.Time) bool {
 	return g.tokens >= 0
 }
 
-// fromGuest checks one frame and passes it to its relay. exited reports a
-// channel's first EXIT.
-func (r *Router) fromGuest(g *guestConn, f stdio.Frame, frame []byte) (exited bool, err error) {
+// fromGuest checks one frame and passes it to its relay.
+func (r *Router) fromGuest(g *guestConn, f stdio.Frame, frame []byte) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	ch := r.channels[f.Channel]
 	if ch == nil {
-		return false, g.straying(f.Channel)
+		return g.straying(f.Channel)
 	}
 	switch f.Type {
 	case stdio.TypeData, stdio.TypeEOF:
 		if f.Stream == stdio.Stdin {
-			return false, fmt.Errorf("%w: it sent standard input", ErrViolation)
+			return fmt.Errorf("%w: it sent standard input", ErrViolation)
 		}
 		w := ch.granted[f.Stream]
 		if ch.relay == nil || !w.known {
-			return false, g.straying(f.Channel) // RESUME has it sent again
+			return g.straying(f.Channel) // RESUME has it sent again
 		}
 		if f.Off+uint64(f.Len) > w.limit {
-			return false, fmt.Errorf("%w: channel %d, stream %d: data up to %d, window up to %d",
+			return fmt.Errorf("%w: channel %d, stream %d: data up to %d, window up to %d",
 				ErrViolation, f.Channel, f.Stream, f.Off+uint64(f.Len), w.limit)
 		}
 	case stdio.TypeAck, stdio.TypeResume:
 		if f.Stream != stdio.Stdin {
-			return false, fmt.Errorf("%w: it acknowledged its own output", ErrViolation)
+			return fmt.Errorf("%w: it acknowledged its own output", ErrViolation)
 		}
 	case stdio.TypeExit:
-		exited = !ch.exited
-		ch.exited = true
 		if ch.finished {
 			g.control(stdio.AppendSimple(nil, stdio.TypeExitAck, 0, f.Channel, 0))
-			return exited, nil
+			return nil
 		}
 	case stdio.TypeSync, stdio.TypeSignalAck:
 	default:
-		return false, fmt.Errorf("%w: frame type %d", ErrViolation, f.Type)
+		return fmt.Errorf("%w: frame type %d", ErrViolation, f.Type)
 	}
 	if ch.relay != nil {
 		ch.relay.enqueue(frame)
 	}
-	return exited, nil
+	return nil
 }
 
 // straying counts frames that have nowhere to go.

@@ -172,7 +172,7 @@ func newRig(t testing.TB) *rig {
 
 func (r *rig) newRouter() {
 	r.router = router.New(router.Config{
-		OnExit:      func(channel uint32, code int) { r.exits <- [2]int{int(channel), code} },
+		OnExit:      func(channel uint32, code int, _ bool) { r.exits <- [2]int{int(channel), code} },
 		OnRelayLost: func(channel uint32, _ bool) { r.lost <- channel },
 	})
 }
@@ -269,7 +269,7 @@ func (r *rig) start(channel uint32, c *container, streams stdio.Streams) {
 		if ws := c.cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
 			code = 128 + int(ws.Signal())
 		}
-		c.process.Exited(code)
+		c.process.Exited(code, false)
 	}()
 	r.t.Cleanup(func() {
 		syscall.Kill(-c.cmd.Process.Pid, syscall.SIGKILL)

@@ -30,9 +30,11 @@ import (
 // Config configures a Router.
 type Config struct {
 	Log hclog.Logger
-	// OnExit is told once per channel that the guest reported a process's exit.
-	// Output may still be on its way to the relay. It must not block.
-	OnExit func(channel uint32, code int)
+	// OnExit is told once per channel that the guest reported a process's exit,
+	// before its relay is told. Output may still be on its way to the relay. The
+	// guest waits meanwhile, so it must be quick; after an OOM kill (oom) it may
+	// take the moment that telling the engine's side of the host takes.
+	OnExit func(channel uint32, code int, oom bool)
 	// OnRelayLost is told that a relay's connection has ended other than by
 	// Attach, Detach or Close: mostly its process is dead. finished says that
 	// it had delivered the exit. It must not block.

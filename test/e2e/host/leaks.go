@@ -118,18 +118,20 @@ func (g *Ground) Processes() ([]Found, error) {
 }
 
 // holds tells a process that names nothing of ours on its command line: by its
-// cgroup, and a jailed QEMU also by the files that are bound into its jail.
+// cgroup, and a jailed QEMU also by the files of ours that are bound into its
+// jail.
 func (g *Ground) holds(pid, exe string) bool {
-	files := []string{"cgroup"}
-	if strings.HasPrefix(filepath.Base(exe), "qemu-") {
-		files = append(files, "mountinfo")
+	if lines, err := linesWith(filepath.Join("/proc", pid, "cgroup"), g.Token); err == nil && len(lines) > 0 {
+		return true
 	}
-	for _, name := range files {
-		if lines, err := linesWith(filepath.Join("/proc", pid, name), g.Token); err == nil && len(lines) > 0 {
-			return true
-		}
+	if !strings.HasPrefix(filepath.Base(exe), "qemu-") {
+		return false
 	}
-	return false
+	lines, err := linesWith(filepath.Join("/proc", pid, "mountinfo"), g.Token)
+	return err == nil && slices.ContainsFunc(lines, func(line string) bool {
+		// What is bound is the fourth field (proc(5)); mount points tell of the host's table only.
+		return strings.Contains(strings.Fields(line)[3], g.Token)
+	})
 }
 
 // Named keeps the processes that run a binary.

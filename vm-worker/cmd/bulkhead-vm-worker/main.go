@@ -11,11 +11,13 @@ import (
 	"bulkhead/bus/standalone"
 	"bulkhead/bus/version"
 	vmworker "bulkhead/vm-worker"
+	"bulkhead/vm-worker/hostcgroup"
 	"bulkhead/vm-worker/jail"
 )
 
 func main() {
-	jail.Main() // returns unless this process is to become a jailed hypervisor
+	jail.Main()       // returns unless this process is to become a jailed hypervisor
+	hostcgroup.Main() // returns unless this process is to be the victim of an OOM report
 	standalone.MainOnBus("bulkhead-vm-worker", func(ctx context.Context, conn *bus.Conn, env standalone.Env) error {
 		driver, err := vmworker.NewDriver(env.Config.VM, env.Log)
 		if err != nil {

@@ -79,7 +79,7 @@ func (g *guest) newProcess(container, execID string, channel uint32, terminal bo
 			own.close()
 		}
 		if report := p.finish(code); report >= 0 && g.ctx.Err() == nil {
-			p.stream.Exited(report)
+			p.stream.Exited(report, false)
 			g.exited(container, execID, report)
 		}
 		close(p.done)

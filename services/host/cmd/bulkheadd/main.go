@@ -7,10 +7,12 @@ package main
 import (
 	"bulkhead/bus/standalone"
 	"bulkhead/services/host"
+	"bulkhead/vm-worker/hostcgroup"
 	"bulkhead/vm-worker/jail"
 )
 
 func main() {
 	jail.Main()       // returns unless this process is to become a jailed hypervisor
+	hostcgroup.Main() // returns unless this process is to be the victim of an OOM report
 	standalone.Main("bulkheadd", host.Run)
 }
