@@ -355,7 +355,7 @@ func TestADaemonThatDiesDuringACreateLeavesNothing(t *testing.T) {
 	o := newOCI(t, h)
 	idle := newIdle(t, h)
 	bundle := o.bundle(newSpec("sleep", "1000"))
-	for _, delay := range []time.Duration{100, 400, 900, 1500} {
+	for _, delay := range []time.Duration{100, 400, 700, 900, 1100, 1300, 1500} {
 		delay *= time.Millisecond
 		t.Run(delay.String(), func(t *testing.T) {
 			o := ociUser{t, h, o.root, o.dir}

@@ -5,13 +5,13 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
 
+	"github.com/creack/pty"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 
@@ -80,6 +80,18 @@ func (o operator) follow(args ...string) *host.Output {
 	return out
 }
 
+// atTerminal runs a command that wants a terminal.
+func (o operator) atTerminal(args ...string) string {
+	o.t.Helper()
+	master, err := pty.Start(o.command(within(o.t, commandTime), args...))
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	defer master.Close()
+	text, _ := io.ReadAll(master) // EIO is how a terminal ends
+	return string(text)
+}
+
 func (o operator) says(text string, words ...string) {
 	o.t.Helper()
 	for _, word := range words {
@@ -140,8 +152,8 @@ func TestAnOperatorWatchesAContainersLife(t *testing.T) {
 	// A subscription is there when something comes through it.
 	warm := newID("warm")
 	must(t, commandTime, func() error {
-		op.do("pub", "ev.e2e.test."+warm+".tried", "{}")
-		return is(boolText(strings.Contains(events.String(), "{}")), "true")
+		op.do("pub", "ev.e2e.test."+warm+".tried", `{"kind": "test"}`)
+		return is(boolText(strings.Contains(events.String(), "test")), "true")
 	})
 
 	m := o.launch(id, newSpec("sh", "-c", "cat; exit 42"))
@@ -174,30 +186,29 @@ func TestAnOperatorWatchesAContainersLife(t *testing.T) {
 	must(t, commandTime, func() error { return is(strings.Join(stepsOf(events.String(), id), " "), strings.Join(steps, " ")) })
 	op.says(watch.String(), key, "CONTAINER_STATUS_RUNNING", "CONTAINER_STATUS_STOPPED")
 	op.says(op.do("stream", "ls"), bus.EventStream)
-	history := op.do("stream", "view", bus.EventStream, "100", "--raw")
+	history := op.atTerminal("stream", "view", bus.EventStream, "25", "--raw", "--subject", bus.EventSubject(h.ID, "container", id, ""))
 	expect(t, "the steps in the history", strings.Join(stepsOf(history, id), " "), strings.Join(steps, " "))
 	if got := op.try("kv", "get", bus.BucketContainers, key, "--raw"); got.Code == 0 {
 		t.Errorf("the record is left: %s", got.Stdout)
 	}
 }
 
-// stepsOf gives the events of a container in order, from one JSON object a line.
+// stepsOf gives the events of a container in order, from one JSON object a line
+// among other lines.
 func stepsOf(text, id string) []string {
 	var steps []string
-	decoder := json.NewDecoder(strings.NewReader(text))
-	for {
-		var raw json.RawMessage
-		if err := decoder.Decode(&raw); err != nil {
-			if err == io.EOF {
-				return steps
-			}
-			return append(steps, "unreadable: "+err.Error())
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, "{") {
+			continue
 		}
 		ev := &busv1.Event{}
-		if protojson.Unmarshal(raw, ev) == nil && ev.GetKind() == "container" && ev.GetId() == id {
+		if err := protojson.Unmarshal([]byte(line), ev); err != nil {
+			steps = append(steps, "unreadable: "+line)
+		} else if ev.GetKind() == "container" && ev.GetId() == id {
 			steps = append(steps, ev.GetEvent())
 		}
 	}
+	return steps
 }
 
 func TestTheOperatorsListenerKnowsItsOwn(t *testing.T) {

@@ -116,6 +116,9 @@ func kernelArgs(s hypervisor.Spec) string {
 	}
 	if s.Accelerator == hypervisor.TCG {
 		a = append(a, "tsc=reliable") // with KVM the guest has kvmclock
+		if khz := hostTSC(); khz > 0 {
+			a = append(a, fmt.Sprintf("tsc_early_khz=%d", khz))
+		}
 	}
 	return strings.Join(append(a, s.KernelArgs...), " ")
 }
