@@ -23,6 +23,7 @@ NATSCLI    := $(TOOLS)/nats-$(NATSCLI_VERSION)/nats
 # Every Go file and module file: a binary is rebuilt only when one of them changed.
 GOSRC      := go.mod go.sum $(shell find agent bus ksm-worker proto runtime-frontend services vm-worker -name '*.go' -o -name '*.example' 2>/dev/null)
 
+PRELOAD    := $(BIN)/bulkhead-qemu-special-files.so
 HOSTBINS   := $(BIN)/bulkheadd $(BIN)/bulkhead $(BIN)/bulkhead-vm-worker $(BIN)/bulkhead-network $(BIN)/bulkhead-ksm-worker
 
 ##@ The two commands
@@ -37,7 +38,7 @@ test: packages lint unit e2e ## lint, unit tests and end-to-end tests with real 
 ##@ Build
 
 .PHONY: build
-build: $(HOSTBINS) $(BIN)/bulkhead-relay $(BIN)/bulkhead-agent ## every binary, into build/bin
+build: $(HOSTBINS) $(BIN)/bulkhead-relay $(BIN)/bulkhead-agent $(PRELOAD) ## every binary, into build/bin
 
 .PHONY: packages
 packages: ## install the Debian packages the build, the VMs and the tests need
@@ -64,6 +65,11 @@ $(BIN)/bulkhead-relay: $(GOSRC)
 $(BIN)/bulkhead-agent: $(GOSRC)
 	@echo "building $@"
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp runc_nocriu' -ldflags '-s -w -linkmode external -extldflags -static' -o $@ ./agent/cmd/bulkhead-agent
+
+# For QEMU before 9.2; the source says why.
+$(PRELOAD): vm-worker/hypervisor/qemu/preload/special_files.c
+	@echo "building $@"
+	@mkdir -p $(BIN) && gcc -std=gnu11 -Wall -Wextra -Werror -O2 -fPIC -shared -Wl,-z,relro,-z,now -s -o $@ $<
 
 $(GUEST)/vmlinux: deploy/guest/build-kernel deploy/guest/kernel.config
 	@deploy/guest/build-kernel $(GUEST)

@@ -52,10 +52,25 @@ func (a *agent) serveRequests(ctx context.Context, ctl *link.Listener) error {
 	case <-ctx.Done():
 	case err = <-dead:
 		err = fmt.Errorf("the control port failed: %w", err)
+		// Nothing can be answered any more; waiting for what the bus still holds would delay the machine's end.
+		nc.Close()
 	}
+	return errors.Join(err, a.stop(ctx, server))
+}
+
+// stop ends the requests under way. It does not wait for one that hangs, on a
+// share for instance: the machine's end is the end of that as well.
+func (a *agent) stop(ctx context.Context, server *bus.AgentServer) error {
 	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	return errors.Join(err, server.Stop(stopping))
+	stopped := make(chan error, 1)
+	go func() { stopped <- server.Stop(stopping) }()
+	select {
+	case err := <-stopped:
+		return err
+	case <-stopping.Done():
+		return fmt.Errorf("requests are still under way: %w", stopping.Err())
+	}
 }
 
 // connect makes the first connection. A session that breaks before the bus has

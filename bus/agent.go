@@ -58,19 +58,35 @@ func PublishAgentEvent(nc *nats.Conn, sandbox, topic string, m proto.Message) er
 	return nil
 }
 
+// What may wait of one guest's events. Those beyond are dropped: events are
+// hints, and a guest that floods must not fill the host's memory with them.
+const (
+	maxWaitingEvents     = 512
+	maxWaitingEventBytes = 1 << 20
+)
+
 // OnAgentEvent calls fn, on the host, with each event of a topic that the guest
-// of a sandbox publishes. What does not decode is dropped; what does is still
-// the guest's word. Unsubscribe ends it.
+// of a sandbox publishes. What does not decode is dropped, and said once: the
+// log is not the guest's to fill. What does decode is still the guest's word.
+// Unsubscribe ends it.
 func OnAgentEvent[T proto.Message](c *Conn, sandbox, topic string, fn func(T)) (*nats.Subscription, error) {
+	said := false // the callbacks of a subscription run one after the other
 	sub, err := c.nc.Subscribe(AgentEventSubject(sandbox, topic), func(msg *nats.Msg) {
 		m := newMessage[T]()
 		if err := unmarshal(encodingProto, msg.Data, m); err != nil {
-			c.log.Warn("guest event dropped", "sandbox", sandbox, "topic", topic, "error", err)
+			if !said {
+				said = true
+				c.log.Warn("guest event dropped, and so will be others like it", "sandbox", sandbox, "topic", topic, "error", cleanText(err.Error(), maxHeaderText))
+			}
 			return
 		}
 		fn(m)
 	})
 	if err != nil {
+		return nil, fmt.Errorf("watch events of sandbox %s: %w", sandbox, err)
+	}
+	if err := sub.SetPendingLimits(maxWaitingEvents, maxWaitingEventBytes); err != nil {
+		_ = sub.Unsubscribe()
 		return nil, fmt.Errorf("watch events of sandbox %s: %w", sandbox, err)
 	}
 	// The subscription must stand when the caller goes on to wake the guest.

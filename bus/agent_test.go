@@ -4,12 +4,15 @@
 package bus_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/go-hclog"
 
 	"bulkhead/bus"
 	"bulkhead/bus/bustest"
@@ -68,21 +71,28 @@ func TestAgentAnswersTheHost(t *testing.T) {
 
 func TestAgentEventsArriveTyped(t *testing.T) {
 	b := bustest.Start(t)
+	var log bytes.Buffer // written by the subscription, read after the last event
+	host := b.Dial("host", bus.WithLog(hclog.New(&hclog.LoggerOptions{Output: &log})))
 	got := make(chan *agentv1.Ready, 1)
-	sub, err := bus.OnAgentEvent(b.Conn(), "s1", "ready", func(r *agentv1.Ready) { got <- r })
+	sub, err := bus.OnAgentEvent(host, "s1", "ready", func(r *agentv1.Ready) { got <- r })
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer sub.Unsubscribe() //nolint:errcheck // the test ends
 	nc := b.Guest("s1")
-	if err := nc.Publish(bus.AgentEventSubject("s1", "ready"), []byte("\xff\xff")); err != nil {
-		t.Fatal(err)
+	for range 100 {
+		if err := nc.Publish(bus.AgentEventSubject("s1", "ready"), []byte("\xff\xff")); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := bus.PublishAgentEvent(nc, "s1", "ready", &agentv1.Ready{Kernel: "6.1"}); err != nil {
 		t.Fatal(err)
 	}
 	if r := <-got; r.Kernel != "6.1" {
 		t.Errorf("got %v", r)
+	}
+	if lines := strings.Count(log.String(), "\n"); lines != 1 {
+		t.Errorf("the guest's nonsense made %d lines of log, want one: %s", lines, log.String())
 	}
 }
 

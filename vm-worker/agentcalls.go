@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"bulkhead/bus"
 	agentv1 "bulkhead/proto/agent/v1"
 	vmv1 "bulkhead/proto/vm/v1"
@@ -22,13 +24,44 @@ const agentTime = 10 * time.Second
 // ChaCha20 key holds.
 const entropyBytes = 64
 
+// callAgent asks the agent of a sandbox. After a restart of the worker the
+// guest's link is opened anew, so a request waits for the agent's first word. The
+// end of the VM ends it.
+func callAgent[Resp any, PResp interface {
+	*Resp
+	proto.Message
+}](ctx context.Context, s *sandbox, method string, req proto.Message) (PResp, error) {
+	if s.living() == nil {
+		return nil, errVMEnded(s.id)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.life, cancel)()
+	wait, stop := context.WithTimeout(ctx, agentTime)
+	defer stop()
+	select { // whatever else ends the wait, the request tells what that means for it
+	case <-s.ready:
+	case <-wait.Done():
+	}
+	reply, err := bus.CallAgent[Resp, PResp](ctx, s.w.conn, s.id, method, req)
+	if err != nil && s.life.Err() != nil {
+		return nil, errVMEnded(s.id)
+	}
+	return reply, err
+}
+
+// errVMEnded is the answer for a guest that is no more.
+func errVMEnded(id string) error {
+	return bus.Errorf(bus.Unavailable, "the VM %s has ended", id)
+}
+
 // configure gives the guest its identity, clock and entropy.
 func (s *sandbox) configure(ctx context.Context, p *plan) error {
 	entropy := make([]byte, entropyBytes)
 	_, _ = rand.Read(entropy) // never fails: crypto/rand ends the program instead
 	ctx, cancel := context.WithTimeout(ctx, agentTime)
 	defer cancel()
-	_, err := bus.CallAgent[agentv1.ConfigureReply](ctx, s.w.conn, s.id, "configure", &agentv1.ConfigureRequest{
+	_, err := callAgent[agentv1.ConfigureReply](ctx, s, "configure", &agentv1.ConfigureRequest{
 		Vm: s.id, Hostname: p.spec.Hostname, UnixNanos: time.Now().UnixNano(), Entropy: entropy,
 	})
 	return err
@@ -47,17 +80,17 @@ func (s *sandbox) agentCreate(ctx context.Context, rec *vmv1.Container, p *plan)
 			})
 		}
 	}
-	_, err := bus.CallAgent[agentv1.CreateReply](ctx, s.w.conn, s.id, "create", req)
+	_, err := callAgent[agentv1.CreateReply](ctx, s, "create", req)
 	return s.plainWords(err)
 }
 
 func (s *sandbox) agentStart(ctx context.Context, key string) error {
-	_, err := bus.CallAgent[agentv1.StartReply](ctx, s.w.conn, s.id, "start", &agentv1.StartRequest{Container: key})
+	_, err := callAgent[agentv1.StartReply](ctx, s, "start", &agentv1.StartRequest{Container: key})
 	return s.plainWords(err)
 }
 
 func (s *sandbox) agentExec(ctx context.Context, key string, channel uint32, req *vmv1.ExecRequest) error {
-	_, err := bus.CallAgent[agentv1.ExecReply](ctx, s.w.conn, s.id, "exec", &agentv1.ExecRequest{
+	_, err := callAgent[agentv1.ExecReply](ctx, s, "exec", &agentv1.ExecRequest{
 		Container: key, ExecId: req.ExecId, Process: req.Process, Channel: channel, IgnorePaused: req.IgnorePaused,
 	})
 	return s.plainWords(err)
@@ -77,7 +110,7 @@ func (s *sandbox) plainWords(err error) error {
 func (s *sandbox) agentSignal(ctx context.Context, key, exec string, signal int32, all bool) error {
 	ctx, cancel := context.WithTimeout(ctx, agentTime)
 	defer cancel()
-	_, err := bus.CallAgent[agentv1.SignalReply](ctx, s.w.conn, s.id, "signal", &agentv1.SignalRequest{
+	_, err := callAgent[agentv1.SignalReply](ctx, s, "signal", &agentv1.SignalRequest{
 		Container: key, ExecId: exec, Signal: signal, All: all,
 	})
 	return err
@@ -86,20 +119,25 @@ func (s *sandbox) agentSignal(ctx context.Context, key, exec string, signal int3
 func (s *sandbox) agentPause(ctx context.Context, key string) error {
 	ctx, cancel := context.WithTimeout(ctx, agentTime)
 	defer cancel()
-	_, err := bus.CallAgent[agentv1.PauseReply](ctx, s.w.conn, s.id, "pause", &agentv1.PauseRequest{Container: key})
+	_, err := callAgent[agentv1.PauseReply](ctx, s, "pause", &agentv1.PauseRequest{Container: key})
 	return err
 }
 
 func (s *sandbox) agentResume(ctx context.Context, key string) error {
 	ctx, cancel := context.WithTimeout(ctx, agentTime)
 	defer cancel()
-	_, err := bus.CallAgent[agentv1.ResumeReply](ctx, s.w.conn, s.id, "resume", &agentv1.ResumeRequest{Container: key})
+	_, err := callAgent[agentv1.ResumeReply](ctx, s, "resume", &agentv1.ResumeRequest{Container: key})
 	return err
+}
+
+// agentStatus tells what exists in the guest, by the guest's own word.
+func (s *sandbox) agentStatus(ctx context.Context) (*agentv1.StatusReply, error) {
+	return callAgent[agentv1.StatusReply](ctx, s, "status", &agentv1.StatusRequest{})
 }
 
 func (s *sandbox) agentDelete(ctx context.Context, key string) error {
 	ctx, cancel := context.WithTimeout(ctx, agentTime)
 	defer cancel()
-	_, err := bus.CallAgent[agentv1.DeleteReply](ctx, s.w.conn, s.id, "delete", &agentv1.DeleteRequest{Container: key})
+	_, err := callAgent[agentv1.DeleteReply](ctx, s, "delete", &agentv1.DeleteRequest{Container: key})
 	return err
 }

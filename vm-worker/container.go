@@ -5,17 +5,9 @@ package vmworker
 
 import (
 	"context"
-	"errors"
-	"maps"
-	"os"
-	"path/filepath"
-	"slices"
 	"sync"
-	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"bulkhead/bus"
 	vmv1 "bulkhead/proto/vm/v1"
@@ -25,47 +17,57 @@ import (
 // container is one container and what the worker holds of it.
 //
 // Two locks, always in this order: op serialises the commands that change what
-// the container is (create, start, exec, pause, resume, delete) and may be held
-// for long; mu guards the fields and is held for moments. state, list and kill
-// never take op. The end of the container takes only mu.
+// the container is (start, pause, resume, delete) and may be held for long; mu
+// guards the fields and is held for moments, a write of the record included.
+// state, list, kill and exec never take op. The end of the container takes only mu.
 type container struct {
-	w    *Worker
-	key  string
-	plan *plan
+	w   *Worker
+	key string
+	sb  *sandbox
 
 	op chan struct{} // a mutex that a context can give up on: holds one token
 
-	created chan struct{}           // closed when create has ended, either way
-	cancel  context.CancelCauseFunc // ends a create under way
-	ended   chan struct{}           // closed when the container is stopped or removed, and cleaned up after
+	created chan struct{} // closed when create has ended, either way
+	ended   chan struct{} // closed when the container is stopped and its part of the VM is cleaned up
 
-	mu        sync.Mutex // guards all below
-	rec       *vmv1.Container
-	createErr error // why create failed, once created is closed
-	sb        *sandbox
+	mu        sync.Mutex              // guards all below
+	rec       *vmv1.Container         // the fields set by reserve never change and are read without mu
+	cancel    context.CancelCauseFunc // ends a create under way
+	createErr error                   // why create failed, once created is closed
 	relay     *hostProcess
-	cgroup    *hostcgroup.Cgroup
-	exit      *vmv1.Exit // what the guest said; the container has ended when the relay has
-	signalled bool       // a kill was sent: the end is no accident
-	removing  bool       // records are no longer written
+	cgroup    *hostcgroup.Cgroup // nil when there is none, or it was not found again
+	exit      *vmv1.Exit         // what the guest said; the container has ended when the relay has
+	signalled bool               // it was started or killed: an end is no accident
+	starting  chan struct{}      // closed when the start under way is told, nil without one
+	removing  bool               // records are no longer written
 	execs     map[string]*execProcess
 }
 
-// execProcess is a further process in a container.
-type execProcess struct {
-	rec   *vmv1.Exec
-	relay *hostProcess
-	gone  chan struct{} // closed when its relay has ended and its record is gone
-}
-
-func (w *Worker) newContainer(rec *vmv1.Container) *container {
+func (w *Worker) newContainer(s *sandbox, rec *vmv1.Container) *container {
 	return &container{
-		w: w, key: rec.Key, rec: rec,
+		w: w, key: rec.Key, sb: s, rec: rec,
 		op:      make(chan struct{}, 1),
 		created: make(chan struct{}),
 		ended:   make(chan struct{}),
 		cancel:  func(error) {},
 		execs:   map[string]*execProcess{},
+	}
+}
+
+// acquire finds a container and takes its operation lock. The caller unlocks.
+func (w *Worker) acquire(ctx context.Context, ref *vmv1.ContainerRef) (*container, error) {
+	for {
+		c, err := w.find(ref)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.lock(ctx); err != nil {
+			return nil, err
+		}
+		if !w.forgotten(c) {
+			return c, nil
+		}
+		c.unlock() // it was removed meanwhile; another may have its id
 	}
 }
 
@@ -82,7 +84,8 @@ func (c *container) lock(ctx context.Context) error {
 func (c *container) unlock() { <-c.op }
 
 // snapshot returns a copy of the record, told as it is now: a container whose
-// relay has ended is stopped, even before its record says so.
+// relay has ended is stopped, even before its record says so, and what the guest
+// said of its exit counts only then.
 func (c *container) snapshot() *vmv1.Container {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,6 +97,9 @@ func (c *container) snapshotLocked() *vmv1.Container {
 	if rec.Status != vmv1.ContainerStatus_CONTAINER_STATUS_CREATING && c.relay != nil && c.relay.ended() {
 		rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_STOPPED
 	}
+	if live(rec.Status) {
+		rec.Exit = nil
+	}
 	return rec
 }
 
@@ -104,7 +110,22 @@ func (c *container) set(ctx context.Context, change func(*vmv1.Container)) error
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	change(c.rec)
+	return c.saveLocked(ctx)
+}
+
+// saveLocked writes the record, unless the container is being removed: what is
+// gone must not come back. The caller holds c.mu.
+func (c *container) saveLocked(ctx context.Context) error {
+	if c.removing {
+		return nil
+	}
 	return c.w.store.saveContainer(ctx, c.rec)
+}
+
+func (c *container) hostCgroup() *hostcgroup.Cgroup {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.cgroup
 }
 
 // live tells whether the container is created, running or paused.
@@ -117,190 +138,6 @@ func live(s vmv1.ContainerStatus) bool {
 	default:
 		return false
 	}
-}
-
-// Reasons for the end of a create that nobody waits for any more.
-var (
-	errRelayGone = errors.New("the container's relay ended: the caller has gone away")
-	errDeleted   = errors.New("the container was deleted while it was being created")
-)
-
-// processExited hears from the guest, by the stdio channel, how a process
-// ended. The process counts as ended when its relay has, which is told only
-// after this: engines learn of an OOM kill before they learn of the end.
-func (s *sandbox) processExited(channel uint32, code int, oom bool) {
-	s.mu.Lock()
-	members := slices.Collect(maps.Values(s.members))
-	s.mu.Unlock()
-	for _, c := range members {
-		c.mu.Lock()
-		mine := c.rec.Channel == channel && c.exit == nil
-		if mine {
-			c.exit = &vmv1.Exit{Code: int32(code), OomKilled: oom, Time: timestamppb.Now()}
-			if oom {
-				c.exit.Reason = "killed by the guest's kernel for want of memory"
-			}
-		}
-		c.mu.Unlock()
-		if mine && oom {
-			c.tellOOM()
-		}
-	}
-}
-
-// oomTime bounds how long the end of a container waits for its OOM report.
-const oomTime = 3 * time.Second
-
-// tellOOM makes an OOM kill in the guest visible where engines look for one: in
-// the container's host cgroup, and, for Podman and CRI-O, as the file "oom" in
-// the bundle.
-func (c *container) tellOOM() {
-	ctx, cancel := context.WithTimeout(context.Background(), oomTime)
-	defer cancel()
-	c.mu.Lock()
-	cgroup := c.cgroup
-	c.mu.Unlock()
-	if cgroup != nil {
-		if err := cgroup.SignalOOM(ctx); err != nil {
-			c.w.log.Warn("the host's cgroup does not show the guest's OOM kill", "container", c.rec.Ref.Id, "error", err)
-		}
-	}
-	// The bundle's directory is root's own; a link planted in it is not followed.
-	f, err := os.OpenFile(filepath.Join(c.rec.Bundle, "oom"), os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		c.w.log.Debug("no oom file in the bundle", "container", c.rec.Ref.Id, "error", err)
-		return
-	}
-	f.Close()
-}
-
-// watchInit waits for the end of the init relay, which is the end of the
-// container.
-func (c *container) watchInit(relay *hostProcess) {
-	if !c.w.waitProcess(relay) {
-		return // the worker stops; the container lives on
-	}
-	c.mu.Lock()
-	creating := c.rec.Status == vmv1.ContainerStatus_CONTAINER_STATUS_CREATING
-	c.mu.Unlock()
-	if creating {
-		c.cancel(errRelayGone)
-		<-c.created
-		c.mu.Lock()
-		failed := c.createErr != nil
-		c.mu.Unlock()
-		if failed {
-			return // rolled back, nothing is left
-		}
-	}
-	c.end(context.Background())
-}
-
-// end records that the container has stopped and frees what only a living
-// container needs: its part of the VM, or the VM.
-func (c *container) end(ctx context.Context) {
-	c.mu.Lock()
-	// Nobody killed it and it never ran: its frontend died between our answer
-	// and the pid-file, so no engine knows of it. Then nothing may stay.
-	abandoned := c.rec.Status == vmv1.ContainerStatus_CONTAINER_STATUS_CREATED && c.exit == nil && !c.signalled && c.sb.alive()
-	exit := c.exitLocked()
-	c.rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_STOPPED
-	c.rec.Exit = exit
-	c.rec.Execs = nil
-	if err := c.w.store.saveContainer(ctx, c.rec); err != nil {
-		c.w.log.Error("end of container not recorded", "container", c.rec.Ref.Id, "error", err)
-	}
-	c.mu.Unlock()
-
-	c.w.event(ctx, "container", c.rec.Ref.Id, "exited", map[string]string{
-		"exit_code": itoa(exit.Code), "reason": exit.Reason, "oom_killed": boolText(exit.OomKilled),
-	})
-	c.leaveSandbox(ctx, "its last container ended")
-	close(c.ended)
-	if abandoned {
-		c.w.log.Warn("container abandoned before it was reported, removing it", "container", c.rec.Ref.Id)
-		if err := c.remove(ctx); err != nil {
-			c.w.log.Error("abandoned container not removed", "container", c.rec.Ref.Id, "error", err)
-		}
-	}
-}
-
-// exitLocked is the exit of a container whose relay has ended.
-func (c *container) exitLocked() *vmv1.Exit {
-	if c.exit != nil {
-		return c.exit
-	}
-	exit := &vmv1.Exit{Code: exitVMGone, Time: timestamppb.Now(), Reason: "its relay on the host was killed"}
-	if !c.sb.alive() {
-		exit.Reason = c.sb.record().EndReason
-	}
-	c.exit = exit
-	return exit
-}
-
-// leaveSandbox takes the container out of its VM; the last one takes the VM
-// with it.
-func (c *container) leaveSandbox(ctx context.Context, why string) {
-	s := c.sb
-	s.mu.Lock()
-	delete(s.members, c.key)
-	last := len(s.members) == 0
-	s.mu.Unlock()
-	if last {
-		if err := s.kill(ctx, why); err != nil {
-			c.w.log.Error("vm not ended", "sandbox", s.id, "error", err)
-		}
-		s.endLinks()
-	} else if s.alive() {
-		ctx, cancel := context.WithTimeout(ctx, agentTime)
-		defer cancel()
-		if err := s.agentDelete(ctx, c.key); err != nil {
-			c.w.log.Warn("container not removed from the guest", "container", c.rec.Ref.Id, "error", err)
-		}
-		if err := s.vm.DetachMounts(ctx, c.key); err != nil {
-			c.w.log.Warn("mounts not detached from the VM", "container", c.rec.Ref.Id, "error", err)
-		}
-	}
-	s.router.Detach(c.rec.Channel)
-}
-
-// remove takes away all that is left of a stopped container: cgroup, records,
-// and the sandbox's directory with its last container.
-func (c *container) remove(ctx context.Context) error {
-	w := c.w
-	var errs []error
-	c.mu.Lock()
-	c.removing = true
-	cgroup, relay, rec := c.cgroup, c.relay, c.rec
-	c.mu.Unlock()
-	if cgroup != nil {
-		errs = append(errs, cgroup.Destroy(ctx))
-	}
-	if relay != nil {
-		relay.close()
-	}
-	w.removeRelaySocket(rec.Relay)
-	errs = append(errs, w.store.removeContainer(ctx, rec))
-
-	w.mu.Lock()
-	delete(w.containers, c.key)
-	empty := true
-	for _, other := range w.containers {
-		if other.sb == c.sb {
-			empty = false
-			break
-		}
-	}
-	if empty {
-		delete(w.sandboxes, c.sb.id)
-	}
-	w.mu.Unlock()
-	if empty {
-		errs = append(errs, w.store.removeSandbox(ctx, c.sb.id))
-		w.event(ctx, "sandbox", c.sb.id, "removed", nil)
-	}
-	w.event(ctx, "container", rec.Ref.Id, "deleted", nil)
-	return errors.Join(errs...)
 }
 
 // releaseRelays ends the waits of the watchers of a worker that stops; the

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/base32"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -19,85 +20,78 @@ import (
 	"bulkhead/vm-worker/hostcgroup"
 )
 
+// Reasons for the end of a create that nobody waits for any more.
+var (
+	errRelayGone = errors.New("the container's relay ended: the caller has gone away")
+	errDeleted   = errors.New("the container was deleted while it was being created")
+)
+
 // create runs the saga of a container's creation. It is the worker's and not
 // the frontend's because the worker outlives the caller: whatever happens to
 // either, everything is there at the end or nothing is.
 func (w *Worker) create(ctx context.Context, req *vmv1.CreateRequest) (*vmv1.CreateReply, error) {
+	return repeatable(ctx, w, "create", req, func(ctx context.Context, _ bool) (*vmv1.CreateReply, error) {
+		return w.createNow(ctx, req)
+	})
+}
+
+func (w *Worker) createNow(ctx context.Context, req *vmv1.CreateRequest) (*vmv1.CreateReply, error) {
+	// The descriptors are ours from here on, whatever becomes of the request.
+	mounts, claimErr := w.handover.Claim(req.Handover)
+	defer closeAll(mounts)
 	p, err := newPlan(req, w.cfg)
 	if err != nil {
 		return nil, err
 	}
-	// The descriptors are ours from here on, whatever becomes of the request.
-	mounts, err := w.handover.Claim(req.Handover)
-	defer closeAll(mounts)
-	c, mine, reserveErr := w.reserve(ctx, p)
-	if reserveErr != nil {
-		return nil, reserveErr
-	}
-	if !mine {
-		return c.awaitCreated(ctx)
-	}
-	if err != nil {
-		err = bus.Errorf(bus.InvalidArgument, "create of %s: %w", req.Ref.Id, err)
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	c.mu.Lock()
-	c.cancel = cancel
-	c.mu.Unlock()
-
+	c, mine, err := w.reserve(ctx, p, cancel)
+	if err != nil {
+		return nil, err
+	}
+	if !mine {
+		return &vmv1.CreateReply{Container: c.snapshot(), Sandbox: c.sb.record()}, nil
+	}
 	var undo saga
-	if err == nil {
+	if claimErr != nil {
+		err = bus.Errorf(bus.InvalidArgument, "create of %s: %w", req.Ref.Id, claimErr)
+	} else {
 		err = c.build(ctx, p, mounts, &undo)
 	}
 	if err != nil {
-		if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, errRelayGone) || errors.Is(cause, errDeleted) {
 			err = fmt.Errorf("%w (%w)", cause, err)
 		}
 		c.abort(ctx, &undo, err)
 		return nil, err
 	}
+	reply := &vmv1.CreateReply{Container: c.snapshot(), Sandbox: c.sb.record()}
 	close(c.created)
-	return &vmv1.CreateReply{Container: c.snapshot(), Sandbox: c.sb.record()}, nil
-}
-
-// awaitCreated answers a repeated create: with the outcome of the first.
-func (c *container) awaitCreated(ctx context.Context) (*vmv1.CreateReply, error) {
-	select {
-	case <-c.created:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	c.mu.Lock()
-	err := c.createErr
-	c.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
-	return &vmv1.CreateReply{Container: c.snapshot(), Sandbox: c.sb.record()}, nil
+	return reply, nil
 }
 
 // reserve makes the record of a new container and of its sandbox, or finds the
-// one that the same operation has made already.
-func (w *Worker) reserve(ctx context.Context, p *plan) (c *container, mine bool, err error) {
+// one that the same operation has made: for a worker that died before it could
+// say so. cancel ends the create.
+func (w *Worker) reserve(ctx context.Context, p *plan, cancel context.CancelCauseFunc) (c *container, mine bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	op := bus.OperationFrom(ctx)
 	if old, ok := w.containers[p.key]; ok {
-		if op != "" && old.rec.OperationId == op {
+		if op != "" && old.rec.OperationId == op && closed(old.created) {
 			return old, false, nil
 		}
 		return nil, false, bus.Errorf(bus.AlreadyExists, "container with given ID already exists: %s", p.req.Ref.Id)
-	}
-	sb, err := w.sandboxFor(p)
-	if err != nil {
-		return nil, false, err
 	}
 	root, err := p.rootfs()
 	if err != nil {
 		return nil, false, err
 	}
-	rec := &vmv1.Container{
+	sb, err := w.sandboxFor(p)
+	if err != nil {
+		return nil, false, err
+	}
+	c = w.newContainer(sb, &vmv1.Container{
 		Ref: p.req.Ref, Key: p.key, Sandbox: sb.id,
 		Status: vmv1.ContainerStatus_CONTAINER_STATUS_CREATING,
 		Bundle: p.req.Bundle, Rootfs: root, OciVersion: p.spec.Version,
@@ -105,14 +99,13 @@ func (w *Worker) reserve(ctx context.Context, p *plan) (c *container, mine bool,
 		Relay: p.req.Relay, Channel: sb.channel(),
 		Created: timestamppb.Now(), Cgroup: p.spec.Linux.CgroupsPath,
 		Terminal: p.terminal, OperationId: op,
+	})
+	c.cancel = cancel
+	if !sb.join(c) {
+		return nil, false, errPodOver(p)
 	}
-	c = w.newContainer(rec)
-	c.sb, c.plan = sb, p
 	w.containers[p.key] = c
 	w.sandboxes[sb.id] = sb
-	sb.mu.Lock()
-	sb.members[p.key] = c
-	sb.mu.Unlock()
 	return c, true, nil
 }
 
@@ -126,13 +119,29 @@ func (p *plan) rootfs() (string, error) {
 // sandboxFor returns the sandbox a container goes into: the one its pod has, or
 // a new one. The caller holds w.mu.
 func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
-	if host, ok := w.containers[p.joins]; ok && host.sb.alive() {
+	if host, ok := w.containers[p.joins]; ok {
+		switch {
+		case !closed(host.created):
+			return nil, bus.Errorf(bus.FailedPrecondition, "the pod of container %s is still being created", p.req.Ref.Id)
+		case !host.sb.alive():
+			return nil, errPodOver(p)
+		}
 		return host.sb, nil
 	}
-	if len(w.sandboxes) >= w.cfg.MaxVMs {
-		return nil, bus.Errorf(bus.ResourceExhausted, "this host already runs %d VMs, the most that [vm] max_vms allows", len(w.sandboxes))
+	running := 0
+	for _, s := range w.sandboxes {
+		if !s.stopped() {
+			running++
+		}
+	}
+	if running >= w.cfg.MaxVMs {
+		return nil, bus.Errorf(bus.ResourceExhausted, "this host already runs %d VMs, the most that [vm] max_vms allows", running)
 	}
 	return w.newSandbox(&vmv1.Sandbox{Id: newSandboxID(), Created: timestamppb.Now()}), nil
+}
+
+func errPodOver(p *plan) error {
+	return bus.Errorf(bus.FailedPrecondition, "container %s belongs to a pod whose VM has ended; create the pod's sandbox anew", p.req.Ref.Id)
 }
 
 var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
@@ -155,6 +164,7 @@ func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo 
 	if err != nil {
 		return bus.Errorf(bus.FailedPrecondition, "the container's relay: %w", err)
 	}
+	undo.did("take the relay over", c.endRelay)
 	c.mu.Lock()
 	c.relay = relay
 	c.mu.Unlock()
@@ -174,18 +184,23 @@ func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo 
 	if err := cg.Enter(relay.pid); err != nil {
 		return fmt.Errorf("move the relay into its cgroup: %w", err)
 	}
-	if s.alive() { // a further container of a pod
-		undo.did("make container in a shared VM", func(ctx context.Context) error { return s.agentDelete(ctx, c.key) })
+	if vm := s.living(); vm != nil { // a further container of a pod
+		undo.did("make container in a shared VM", func(ctx context.Context) error {
+			if !s.alive() {
+				return nil
+			}
+			return errors.Join(s.agentDelete(ctx, c.key), vm.DetachMounts(ctx, c.key))
+		})
 	} else if err := s.boot(ctx, p, cg.ProcsPaths(), undo); err != nil {
 		return err
 	}
-	if err := c.attachMounts(ctx, p, mounts, undo); err != nil {
-		return err
-	}
-	if err := c.attachRelay(ctx, c.rec.Channel, p.req.Relay.Socket); err != nil {
+	if err := c.attachMounts(ctx, p, mounts); err != nil {
 		return err
 	}
 	undo.did("attach the relay", func(context.Context) error { s.router.Detach(c.rec.Channel); return nil })
+	if err := c.attachRelay(ctx, c.rec.Channel, p.req.Relay.Socket); err != nil {
+		return err
+	}
 
 	began := time.Now()
 	if err := s.agentCreate(ctx, c.rec, p); err != nil {
@@ -195,7 +210,11 @@ func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo 
 	if err := cg.ApplyQuota(); err != nil {
 		return fmt.Errorf("apply the cpu quota: %w", err)
 	}
-	return c.commit(ctx)
+	if err := c.commit(ctx); err != nil {
+		return err
+	}
+	w.event(ctx, "container", c.rec.Ref.Id, "created", map[string]string{"sandbox": s.id, "pid": itoa(c.rec.Relay.Pid)})
+	return nil
 }
 
 // openBooks writes the record before anything it speaks of exists. Its undo is the
@@ -218,18 +237,15 @@ func (c *container) openBooks(ctx context.Context, p *plan) error {
 	return nil
 }
 
-func (c *container) attachMounts(ctx context.Context, p *plan, handed []*os.File, undo *saga) error {
-	undo.did("attach mounts", func(ctx context.Context) error {
-		if !c.sb.alive() {
-			return nil // they ended with the VM
-		}
-		return c.sb.vm.DetachMounts(ctx, c.key)
-	})
+// attachMounts shows the container's file systems to the guest. They end with the
+// VM, so only the containers of a pod detach them one by one.
+func (c *container) attachMounts(ctx context.Context, p *plan, handed []*os.File) error {
+	vm := c.sb.machine()
 	for _, m := range p.mounts {
 		if int(m.Index) >= len(handed) {
 			return bus.Errorf(bus.InvalidArgument, "mount %s names descriptor %d of %d handed over", m.Destination, m.Index, len(handed))
 		}
-		if err := c.sb.vm.AttachMount(ctx, handed[m.Index], m.source, m.IsDir, m.ReadOnly); err != nil {
+		if err := vm.AttachMount(ctx, handed[m.Index], m.source, m.IsDir, m.ReadOnly); err != nil {
 			return fmt.Errorf("share %s with the VM: %w", m.Destination, err)
 		}
 	}
@@ -251,6 +267,10 @@ func (c *container) attachRelay(ctx context.Context, channel uint32, socket stri
 
 // commit makes the container "created", unless its relay has ended meanwhile.
 func (c *container) commit(ctx context.Context) error {
+	err := c.sb.update(ctx, func(rec *vmv1.Sandbox) { rec.Containers = append(rec.Containers, c.key) })
+	if err != nil {
+		return err
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.relay.ended() {
@@ -260,36 +280,26 @@ func (c *container) commit(ctx context.Context) error {
 		return err
 	}
 	c.rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_CREATED
-	if err := c.w.store.saveContainer(ctx, c.rec); err != nil {
-		c.rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_CREATING
-		return err
-	}
-	if err := c.sb.update(ctx, func(rec *vmv1.Sandbox) { rec.Containers = append(rec.Containers, c.key) }); err != nil {
-		return err
-	}
-	c.w.event(ctx, "container", c.rec.Ref.Id, "created", map[string]string{
-		"sandbox": c.sb.id, "pid": itoa(c.rec.Relay.Pid),
-	})
-	return nil
+	return c.saveLocked(ctx)
 }
 
 // abort rolls everything back and forgets the container.
 func (c *container) abort(ctx context.Context, undo *saga, err error) {
 	w := c.w
 	ctx = context.WithoutCancel(ctx)
-	if left := undo.rollback(ctx); left != nil {
-		w.log.Error("create not wholly rolled back", "container", c.rec.Ref.Id, "error", left)
+	left := undo.rollback(ctx)
+	if c.sb.leave(c.key) { // it may be the last of a pod by now
+		left = errors.Join(left, c.sb.kill(ctx, "the creation of its last container was undone"))
 	}
-	c.sb.mu.Lock()
-	delete(c.sb.members, c.key)
-	c.sb.mu.Unlock()
 	c.mu.Lock()
 	c.createErr = err
-	c.removing = true
-	c.cgroup = nil // undone
 	c.mu.Unlock()
-	if err := c.remove(ctx); err != nil {
-		w.log.Error("failed container not removed", "container", c.rec.Ref.Id, "error", err)
+	if left == nil {
+		left = c.remove(ctx)
+	}
+	if left != nil {
+		w.log.Error("create not wholly rolled back; delete the container to try again", "container", c.rec.Ref.Id, "error", left)
+		c.park(ctx, "it was never created, and could not be wholly undone")
 	}
 	w.event(ctx, "container", c.rec.Ref.Id, "create_failed", map[string]string{"error": err.Error()})
 	close(c.created)
@@ -306,5 +316,14 @@ func (w *Worker) overhead() hostcgroup.Overhead {
 func closeAll(files []*os.File) {
 	for _, f := range files {
 		_ = f.Close()
+	}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }

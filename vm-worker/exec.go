@@ -7,6 +7,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -19,6 +22,21 @@ import (
 // maxExecs bounds the further processes of one container: each is a relay on
 // the host and a process in the guest.
 const maxExecs = 1000
+
+// execProcess is a further process in a container.
+type execProcess struct {
+	rec   *vmv1.Exec
+	relay *hostProcess
+	begun chan struct{} // closed when the request that made it is answered and told
+	gone  chan struct{} // closed when its relay has ended and its record is gone
+
+	err  error      // why it could not be begun; read once begun is closed
+	exit *vmv1.Exit // what the guest said; guarded by the container's mu
+}
+
+func newExec(rec *vmv1.Exec, relay *hostProcess) *execProcess {
+	return &execProcess{rec: rec, relay: relay, begun: make(chan struct{}), gone: make(chan struct{})}
+}
 
 // exec runs a further process in a running container. Execs of one container
 // run side by side; only the bookkeeping is serial.
@@ -40,30 +58,44 @@ func (w *Worker) exec(ctx context.Context, req *vmv1.ExecRequest) (*vmv1.ExecRep
 	if err != nil {
 		return nil, bus.Errorf(bus.FailedPrecondition, "the exec's relay: %w", err)
 	}
-	x := &execProcess{
-		rec:   &vmv1.Exec{Id: req.ExecId, Relay: req.Relay, Channel: c.sb.channel(), Started: timestamppb.Now()},
-		relay: relay,
-		gone:  make(chan struct{}),
-	}
-	if replay, err := c.addExec(ctx, x); err != nil || replay != nil {
+	x := newExec(&vmv1.Exec{Id: req.ExecId, Relay: req.Relay, Channel: c.sb.channel(), Started: timestamppb.Now()}, relay)
+	earlier, err := c.addExec(ctx, x)
+	if err != nil {
 		relay.close()
-		if replay != nil {
-			return &vmv1.ExecReply{Channel: replay.rec.Channel}, nil
-		}
 		return nil, err
+	}
+	if earlier != nil {
+		relay.close()
+		return earlier.outcome(ctx)
 	}
 	// From here on the end of the relay, however it comes, cleans up.
 	w.tasks.Go(func() { c.watchExec(x) })
-	if err := c.runExec(ctx, x, req); err != nil {
+	defer close(x.begun)
+	if x.err = c.runExec(ctx, x, req); x.err != nil {
 		_ = relay.signal(unix.SIGKILL)
-		return nil, err
+		return nil, x.err
 	}
 	w.event(ctx, "container", req.Ref.Id, "exec_started", map[string]string{"exec": x.rec.Id, "pid": itoa(x.rec.Relay.Pid)})
 	return &vmv1.ExecReply{Channel: x.rec.Channel}, nil
 }
 
+// outcome answers a repeated request with the outcome of the first.
+func (x *execProcess) outcome(ctx context.Context) (*vmv1.ExecReply, error) {
+	select {
+	case <-x.begun:
+	case <-ctx.Done():
+		return nil, bus.Errorf(bus.DeadlineExceeded, "exec %s is still being begun: %w", x.rec.Id, ctx.Err())
+	}
+	if x.err != nil {
+		return nil, x.err
+	}
+	return &vmv1.ExecReply{Channel: x.rec.Channel}, nil
+}
+
 func (c *container) canExec(req *vmv1.ExecRequest) error {
 	switch status := c.status(); {
+	case status == vmv1.ContainerStatus_CONTAINER_STATUS_CREATING:
+		return bus.Errorf(bus.FailedPrecondition, "cannot exec in container %s: it is still being created", req.Ref.Id)
 	case status == vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED && !req.IgnorePaused:
 		return bus.Errorf(bus.FailedPrecondition, "cannot exec in a paused container (use --ignore-paused to override)")
 	case !live(status):
@@ -83,17 +115,32 @@ func (c *container) addExec(ctx context.Context, x *execProcess) (replay *execPr
 		}
 		return nil, bus.Errorf(bus.AlreadyExists, "exec %s already exists in container %s", x.rec.Id, c.rec.Ref.Id)
 	}
+	if !live(c.rec.Status) { // it ended while the request was looked at
+		return nil, bus.Errorf(bus.FailedPrecondition, "cannot exec in a stopped container")
+	}
 	if len(c.execs) >= maxExecs {
 		return nil, bus.Errorf(bus.ResourceExhausted, "container %s already has %d execs", c.rec.Ref.Id, len(c.execs))
 	}
 	c.execs[x.rec.Id] = x
 	c.rec.Execs = append(c.rec.Execs, x.rec)
-	return nil, c.w.store.saveContainer(ctx, c.rec)
+	if err := c.saveLocked(ctx); err != nil {
+		c.dropExecLocked(x)
+		return nil, err
+	}
+	return nil, nil
+}
+
+// dropExecLocked takes an exec out of the books. The caller holds c.mu.
+func (c *container) dropExecLocked(x *execProcess) {
+	delete(c.execs, x.rec.Id)
+	c.rec.Execs = slices.DeleteFunc(c.rec.Execs, func(e *vmv1.Exec) bool { return e.Id == x.rec.Id })
 }
 
 func (c *container) runExec(ctx context.Context, x *execProcess, req *vmv1.ExecRequest) error {
-	if err := c.cgroup.Enter(x.relay.pid); err != nil {
-		return fmt.Errorf("move the exec's relay into the cgroup: %w", err)
+	if cgroup := c.hostCgroup(); cgroup != nil {
+		if err := cgroup.Enter(x.relay.pid); err != nil {
+			return fmt.Errorf("move the exec's relay into the cgroup: %w", err)
+		}
 	}
 	if err := c.attachRelay(ctx, x.rec.Channel, req.Relay.Socket); err != nil {
 		return err
@@ -101,36 +148,64 @@ func (c *container) runExec(ctx context.Context, x *execProcess, req *vmv1.ExecR
 	return c.sb.agentExec(ctx, c.key, x.rec.Channel, req)
 }
 
-// watchExec waits for the end of an exec's relay. One that was killed takes its
-// process in the guest with it.
+// watchExec waits for the end of an exec's relay, which is the end of the exec.
 func (c *container) watchExec(x *execProcess) {
-	if !c.w.waitProcess(x.relay) {
-		return
+	if !x.relay.wait() {
+		return // the worker stops; the exec lives on
 	}
-	ctx := context.Background()
 	x.relay.close()
+	c.forgetExec(x)
+}
+
+// forgetExec cleans up after an exec without a relay. A process that has not
+// ended with its relay is taken after it.
+func (c *container) forgetExec(x *execProcess) {
+	ctx := context.Background()
+	<-x.begun // or its process might begin after we looked for it; the request has a deadline
 	c.w.removeRelaySocket(x.rec.Relay)
 	c.sb.router.Detach(x.rec.Channel)
-	if c.sb.alive() {
+	c.mu.Lock()
+	exit := x.exit
+	c.mu.Unlock()
+	if exit == nil && c.sb.alive() {
 		// For a process that has ended this finds nothing, which is the rule.
 		if err := c.sb.agentSignal(ctx, c.key, x.rec.Id, int32(unix.SIGKILL), false); err != nil && bus.ReasonOf(err) != bus.NotFound {
 			c.w.log.Debug("ended exec not found in its guest", "container", c.rec.Ref.Id, "exec", x.rec.Id, "error", err)
 		}
 	}
 	c.mu.Lock()
-	delete(c.execs, x.rec.Id)
-	for i, e := range c.rec.Execs {
-		if e.Id == x.rec.Id {
-			c.rec.Execs = append(c.rec.Execs[:i], c.rec.Execs[i+1:]...)
-			break
-		}
-	}
-	if !c.removing {
-		if err := c.w.store.saveContainer(ctx, c.rec); err != nil {
-			c.w.log.Debug("end of exec not recorded", "container", c.rec.Ref.Id, "error", err)
-		}
+	c.dropExecLocked(x)
+	if err := c.saveLocked(ctx); err != nil {
+		c.w.log.Debug("end of exec not recorded", "container", c.rec.Ref.Id, "error", err)
 	}
 	c.mu.Unlock()
-	c.w.event(ctx, "container", c.rec.Ref.Id, "exec_exited", map[string]string{"exec": x.rec.Id})
+	attributes := map[string]string{"exec": x.rec.Id}
+	if exit != nil {
+		attributes["exit_code"] = itoa(exit.Code)
+		attributes["oom_killed"] = boolText(exit.OomKilled)
+	}
+	c.w.event(ctx, "container", c.rec.Ref.Id, "exec_exited", attributes)
 	close(x.gone)
+}
+
+// endExecs makes sure that the execs end with their container: their relays
+// mostly do by themselves, as members of its PID namespace or holders of its VM.
+func (c *container) endExecs(ctx context.Context) {
+	c.mu.Lock()
+	execs := slices.Collect(maps.Values(c.execs))
+	c.mu.Unlock()
+	var all sync.WaitGroup
+	for _, x := range execs {
+		all.Go(func() {
+			if err := endProcess(ctx, x.relay, relayTime); err != nil {
+				c.w.log.Error("relay of an exec not ended", "container", c.rec.Ref.Id, "exec", x.rec.Id, "error", err)
+			}
+			select {
+			case <-x.gone:
+			case <-c.w.stopping:
+			case <-ctx.Done():
+			}
+		})
+	}
+	all.Wait()
 }

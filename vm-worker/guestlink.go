@@ -25,7 +25,8 @@ const (
 	linkRetryMax = time.Second
 )
 
-// A guest whose bus connection is cut more often than this is not unlucky.
+// A guest whose link is cut more often than this, on either channel, is not
+// unlucky.
 const (
 	maxSessions   = 30
 	sessionWindow = time.Minute
@@ -38,14 +39,7 @@ func (s *sandbox) serveLinks(vm hypervisor.VM) {
 	s.mu.Lock()
 	s.stopLinks = cancel
 	s.mu.Unlock()
-	go func() { // the death of the VM ends the links, however it came
-		select {
-		case <-vm.Done():
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	s.links.Go(func() { s.serveReady(ctx) })
+	s.listenReady(ctx) // before the guest is woken, or its word would be lost
 	s.links.Go(func() { s.serveChannel(ctx, "ctl", vm.DialCtl, s.serveCtl) })
 	s.links.Go(func() { s.serveChannel(ctx, "io", vm.DialIO, s.serveIO) })
 }
@@ -101,20 +95,14 @@ func (s *sandbox) session(ctx context.Context, dial func(context.Context) (net.C
 // serveCtl joins the guest's ctl session to the bus, as the guest of this
 // sandbox and nobody else.
 func (s *sandbox) serveCtl(ctx context.Context, sess *link.Session) error {
-	if s.tooManySessions() {
-		go func() { // kill waits for the end of the VM, which waits for this session
-			if err := s.kill(context.Background(), "the guest was cut from the bus again and again"); err != nil {
-				s.w.log.Error("misbehaving vm not killed", "sandbox", s.id, "error", err)
-			}
-		}()
-		<-ctx.Done()
-		return ctx.Err()
-	}
 	toBus, err := s.dialGuest(ctx)
 	if err != nil {
-		return err
+		return err // the bus is absent: no fault of the guest's
 	}
 	defer toBus.Close()
+	if s.tooManySessions() {
+		return s.endMisbehaving(ctx, "the guest was cut from the bus again and again")
+	}
 	guest := sess.NetConn()
 	defer guest.Close()
 	done := make(chan error, 2)
@@ -124,16 +112,30 @@ func (s *sandbox) serveCtl(ctx context.Context, sess *link.Session) error {
 	}
 	go pump(toBus, guest)
 	go pump(guest, toBus)
+	pumps := cap(done)
 	select {
 	case err = <-done:
+		pumps--
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
 	toBus.Close()
 	guest.Close()
-	sess.Close()
-	<-done
+	for range pumps {
+		<-done
+	}
 	return err
+}
+
+// endMisbehaving kills a VM whose guest does not stop breaking rules.
+func (s *sandbox) endMisbehaving(ctx context.Context, why string) error {
+	s.w.tasks.Go(func() { // the end of the VM, which kill waits for, waits for this session
+		if err := s.kill(context.Background(), why); err != nil {
+			s.w.log.Error("misbehaving vm not killed", "sandbox", s.id, "error", err)
+		}
+	})
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func (s *sandbox) tooManySessions() bool {
@@ -148,11 +150,15 @@ func (s *sandbox) tooManySessions() bool {
 }
 
 func (s *sandbox) serveIO(ctx context.Context, sess *link.Session) error {
+	if s.tooManySessions() {
+		return s.endMisbehaving(ctx, "the guest broke the rules of its standard streams again and again")
+	}
 	return s.router.ServeGuest(ctx, sess)
 }
 
-// serveReady listens for the agent's word that its bus connection is up.
-func (s *sandbox) serveReady(ctx context.Context) {
+// listenReady listens for the agent's word that its bus connection is up, until
+// ctx ends.
+func (s *sandbox) listenReady(ctx context.Context) {
 	var once sync.Once
 	sub, err := bus.OnAgentEvent(s.w.conn, s.id, "ready", func(r *agentv1.Ready) {
 		s.mu.Lock()
@@ -164,10 +170,12 @@ func (s *sandbox) serveReady(ctx context.Context) {
 		s.w.log.Error("not listening for the agent", "sandbox", s.id, "error", err)
 		return
 	}
-	<-ctx.Done()
-	if err := sub.Unsubscribe(); err != nil {
-		s.w.log.Debug("agent's events not unsubscribed", "sandbox", s.id, "error", err)
-	}
+	s.links.Go(func() {
+		<-ctx.Done()
+		if err := sub.Unsubscribe(); err != nil {
+			s.w.log.Debug("agent's events not unsubscribed", "sandbox", s.id, "error", err)
+		}
+	})
 }
 
 // dialGuest opens a connection to the bus that is the guest's from its first

@@ -22,6 +22,12 @@ func (w *Worker) kill(ctx context.Context, req *vmv1.KillRequest) (*vmv1.KillRep
 	if req.Signal < 0 || req.Signal > 64 {
 		return nil, bus.Errorf(bus.InvalidArgument, "signal %d does not exist: signals are 1 to 64", req.Signal)
 	}
+	return bus.Once(ctx, w.ops, "kill", req, func(ctx context.Context) (*vmv1.KillReply, error) {
+		return w.killNow(ctx, req)
+	})
+}
+
+func (w *Worker) killNow(ctx context.Context, req *vmv1.KillRequest) (*vmv1.KillReply, error) {
 	c, err := w.find(req.Ref)
 	if err != nil {
 		return nil, err
@@ -36,22 +42,18 @@ func (w *Worker) kill(ctx context.Context, req *vmv1.KillRequest) (*vmv1.KillRep
 		}
 		return nil, bus.Errorf(bus.FailedPrecondition, "container not running")
 	}
-	return bus.Once(ctx, w.ops, "kill", req, func(ctx context.Context) (*vmv1.KillReply, error) {
-		return c.kill(ctx, req)
-	})
-}
-
-func (c *container) kill(ctx context.Context, req *vmv1.KillRequest) (*vmv1.KillReply, error) {
-	c.mu.Lock()
-	c.signalled = true
-	c.mu.Unlock()
+	if req.Signal != 0 {
+		c.mu.Lock()
+		c.signalled = true
+		c.mu.Unlock()
+	}
 	if err := c.signal(ctx, req.Signal, req.All); err != nil {
 		if !live(c.status()) { // it ended under our hands, which is what was wanted
 			return &vmv1.KillReply{}, nil
 		}
 		return nil, err
 	}
-	c.w.event(ctx, "container", req.Ref.Id, "signalled", map[string]string{"signal": itoa(req.Signal)})
+	w.event(ctx, "container", req.Ref.Id, "signalled", map[string]string{"signal": itoa(req.Signal)})
 	return &vmv1.KillReply{}, nil
 }
 
@@ -60,16 +62,20 @@ func (c *container) signal(ctx context.Context, signal int32, all bool) error {
 	if signal != int32(unix.SIGKILL) {
 		return c.sb.agentSignal(ctx, c.key, "", signal, all)
 	}
+	c.mu.Lock()
+	exited, relay := c.exit != nil, c.relay
+	c.mu.Unlock()
+	if exited && relay != nil && !all {
+		// The process is dead, and its relay waits for a reader of its output that
+		// does not read. SIGTERM has it end now, with the process's own code.
+		return relay.signal(unix.SIGTERM)
+	}
 	short, cancel := context.WithTimeout(ctx, muteAgentTime)
 	defer cancel()
 	err := c.sb.agentSignal(short, c.key, "", signal, all)
 	switch bus.ReasonOf(err) {
-	case bus.DeadlineExceeded, bus.Unavailable:
-	default:
+	case "", bus.NotFound, bus.FailedPrecondition: // killed, or dead already
 		return err
-	}
-	if err == nil {
-		return nil
 	}
 	c.sb.mu.Lock()
 	alone := len(c.sb.members) == 1
@@ -77,5 +83,5 @@ func (c *container) signal(ctx context.Context, signal int32, all bool) error {
 	if !alone {
 		return err
 	}
-	return c.sb.kill(ctx, "killed; its agent did not answer")
+	return c.sb.kill(ctx, "killed; its agent did not obey")
 }

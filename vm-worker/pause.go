@@ -37,11 +37,8 @@ func (w *Worker) resume(ctx context.Context, req *vmv1.ResumeRequest) (*vmv1.Res
 
 // change takes a container from one state to another by act.
 func (w *Worker) change(ctx context.Context, ref *vmv1.ContainerRef, event string, to vmv1.ContainerStatus, act func(*container, vmv1.ContainerStatus) error) error {
-	c, err := w.find(ref)
+	c, err := w.acquire(ctx, ref)
 	if err != nil {
-		return err
-	}
-	if err := c.lock(ctx); err != nil {
 		return err
 	}
 	defer c.unlock()

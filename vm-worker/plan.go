@@ -5,11 +5,13 @@ package vmworker
 
 import (
 	"encoding/json"
+	"math"
 	"path/filepath"
 	"runtime"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"bulkhead/bus"
 	"bulkhead/bus/config"
@@ -53,6 +55,9 @@ func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
 	ref := req.GetRef()
 	if ref.GetId() == "" || !filepath.IsAbs(ref.GetRoot()) {
 		return nil, bus.Errorf(bus.InvalidArgument, "create needs a container id and an absolute root, not id %q under %q", ref.GetId(), ref.GetRoot())
+	}
+	if !filepath.IsAbs(req.Bundle) {
+		return nil, bus.Errorf(bus.InvalidArgument, "create of %s needs the absolute path of its bundle, not %q", ref.Id, req.Bundle)
 	}
 	p := &plan{req: req, key: bus.ContainerKey(ref.Root, ref.Id), spec: &specs.Spec{}}
 	if err := json.Unmarshal([]byte(req.Config), p.spec); err != nil {
@@ -113,9 +118,19 @@ func (p *plan) planSize(cfg config.VM) error {
 		p.vcpus = uint32(min(max(whole, 1), uint64(runtime.NumCPU())))
 	}
 	if r.Memory != nil && r.Memory.Limit != nil && *r.Memory.Limit > 0 {
-		p.memory = uint64(*r.Memory.Limit) + reserve
+		// Engines write enormous limits for "none"; no guest needs more than the host has.
+		p.memory = min(uint64(*r.Memory.Limit), hostMemory()) + reserve
 	}
 	// Guests get whole mebibytes.
 	p.memory = (p.memory + 1<<20 - 1) &^ (1<<20 - 1)
 	return nil
+}
+
+// hostMemory is the memory of this host in bytes.
+func hostMemory() uint64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return math.MaxInt64 // it has no error but a bad address
+	}
+	return uint64(info.Totalram) * uint64(info.Unit)
 }

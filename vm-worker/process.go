@@ -4,10 +4,14 @@
 package vmworker
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,6 +24,7 @@ import (
 type hostProcess struct {
 	pid   int
 	pidfd *os.File
+	dead  atomic.Bool // what was last seen, for when the handle is closed
 }
 
 // openProcess takes hold of pid, provided it is still the process that started
@@ -48,27 +53,45 @@ func openRelay(r *vmv1.Relay) (*hostProcess, error) {
 	return openProcess(int(r.Pid), r.StartTime)
 }
 
+// findRelay is openRelay for a recorded relay: one that has ended is no error.
+func findRelay(r *vmv1.Relay) *hostProcess {
+	p, err := openRelay(r)
+	if err != nil {
+		p = &hostProcess{pid: int(r.GetPid())} // without a handle: there is nothing to hold
+		p.dead.Store(true)
+	}
+	return p
+}
+
 // wait returns when the process has ended (a zombie has), or when the handle is
-// closed. It waits in the runtime's poller: a thousand containers hold no threads.
-func (p *hostProcess) wait() {
+// closed: then it is false, and nothing is known of the process. It waits in the
+// runtime's poller: a thousand containers hold no threads.
+func (p *hostProcess) wait() bool {
+	if p.dead.Load() {
+		return true
+	}
 	raw, err := p.pidfd.SyscallConn()
 	if err != nil {
-		return
+		return false
 	}
-	_ = raw.Read(pidfdEnded)
+	if raw.Read(pidfdEnded) != nil {
+		return false
+	}
+	p.dead.Store(true)
+	return true
 }
 
 // ended tells whether the process is dead, without waiting.
 func (p *hostProcess) ended() bool {
 	raw, err := p.pidfd.SyscallConn()
-	if err != nil {
-		return true
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			if pidfdEnded(fd) {
+				p.dead.Store(true)
+			}
+		})
 	}
-	ended := true
-	if err := raw.Control(func(fd uintptr) { ended = pidfdEnded(fd) }); err != nil {
-		return true
-	}
-	return ended
+	return p.dead.Load()
 }
 
 // pidfdEnded tells whether the pidfd is readable, which it is from the moment
@@ -92,6 +115,35 @@ func (p *hostProcess) signal(sig unix.Signal) error {
 		return nil
 	}
 	return sent
+}
+
+// endProcess gives a process a grace to end by itself, then kills it.
+func endProcess(ctx context.Context, p *hostProcess, grace time.Duration) error {
+	if p == nil || p.ended() {
+		return nil
+	}
+	done := make(chan struct{})
+	go func() { // ends with the process, or when its handle is closed
+		p.wait()
+		close(done)
+	}()
+	if grace > 0 {
+		select {
+		case <-done:
+			return nil
+		case <-time.After(grace):
+		case <-ctx.Done():
+		}
+	}
+	if err := p.signal(unix.SIGKILL); err != nil {
+		return fmt.Errorf("kill process %d: %w", p.pid, err)
+	}
+	select {
+	case <-done:
+		return nil
+	case <-time.After(relayTime):
+		return fmt.Errorf("process %d was killed and does not end", p.pid)
+	}
 }
 
 // removeRelaySocket removes what a relay that was killed could not. Only a

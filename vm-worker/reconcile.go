@@ -6,12 +6,11 @@ package vmworker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
+	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
-	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hostcgroup"
 	"bulkhead/vm-worker/hypervisor"
 )
@@ -19,6 +18,10 @@ import (
 // cgroupPrefix names the description of a container's host cgroup in its
 // sandbox's directory.
 const cgroupPrefix = "cgroup-"
+
+func (c *container) cgroupFile() string {
+	return filepath.Join(c.w.store.sandboxDir(c.sb.id), cgroupPrefix+c.key+".json")
+}
 
 // reconcile makes what the worker holds agree with what exists: it adopts the
 // VMs that live, finishes what was half made or half removed, and publishes the
@@ -29,31 +32,42 @@ func (w *Worker) reconcile(ctx context.Context) error {
 		w.log.Error("some records could not be read; what they speak of is removed", "error", err)
 	}
 	for id, st := range found {
+		if err := ctx.Err(); err != nil {
+			return err // the next start goes on
+		}
 		if len(st.containers) == 0 {
 			w.discard(ctx, id)
 			continue
 		}
-		w.adopt(ctx, st)
+		if err := w.adopt(ctx, st); err != nil {
+			return err
+		}
 	}
-	return w.sweepBuckets(ctx)
+	return w.publishAll(ctx)
 }
 
 // adopt takes back one sandbox and its containers.
-func (w *Worker) adopt(ctx context.Context, st *stored) {
+func (w *Worker) adopt(ctx context.Context, st *stored) error {
+	vm, err := w.adoptable(ctx, st.sandbox.Id)
+	if err != nil && ctx.Err() != nil {
+		return err // this worker ends already; that is no reason to end a VM
+	}
 	s := w.newSandbox(st.sandbox)
 	log := w.log.With("sandbox", s.id)
+	if err != nil && !errors.Is(err, hypervisor.ErrGone) && !errors.Is(err, fs.ErrNotExist) {
+		log.Error("vm cannot be adopted, ending it", "error", err)
+		if err := w.killRecorded(ctx, s.id); err != nil {
+			log.Error("process of a lost VM not ended", "error", err)
+		}
+	}
 	for _, rec := range st.containers {
 		s.nextChannel = max(s.nextChannel, rec.Channel+1)
 		for _, e := range rec.Execs {
 			s.nextChannel = max(s.nextChannel, e.Channel+1)
 		}
 	}
-	vm, err := w.adoptable(ctx, s.id)
-	if err != nil && !errors.Is(err, hypervisor.ErrGone) && !errors.Is(err, fs.ErrNotExist) {
-		log.Error("vm cannot be adopted, ending it", "error", err)
-		w.killRecorded(s.id)
-	}
 	if vm == nil {
+		s.closing = true
 		s.rec.State = "stopped"
 		if s.rec.EndReason == "" {
 			s.rec.EndReason = "its VM ended while no worker was running"
@@ -63,11 +77,13 @@ func (w *Worker) adopt(ctx context.Context, st *stored) {
 	w.sandboxes[s.id] = s
 	w.mu.Unlock()
 
-	var half []*container
+	var half, whole []*container
 	for _, rec := range st.containers {
 		c := w.adoptContainer(s, rec)
-		if rec.Status == vmv1.ContainerStatus_CONTAINER_STATUS_CREATING {
+		if c.half() {
 			half = append(half, c)
+		} else {
+			whole = append(whole, c)
 		}
 	}
 	if vm != nil {
@@ -77,21 +93,28 @@ func (w *Worker) adopt(ctx context.Context, st *stored) {
 		log.Info("finishing a create that was cut short: it is undone", "container", c.rec.Ref.Id)
 		c.undoHalf(ctx)
 	}
-	w.mu.Lock()
-	members := make([]*container, 0, len(w.containers))
-	for _, c := range w.containers {
-		if c.sb == s {
-			members = append(members, c)
-		}
+	for _, c := range whole {
+		c.resume()
 	}
-	w.mu.Unlock()
-	for _, c := range members {
-		c.resume(ctx)
+	s.settle(whole)
+	s.endUnused(ctx)
+	log.Info("sandbox taken back", "containers", len(whole), "vm_alive", vm != nil)
+	return nil
+}
+
+// endUnused ends a VM in which no container lives: the last one's end was
+// recorded, and the worker died before it could end the VM.
+func (s *sandbox) endUnused(ctx context.Context) {
+	s.mu.Lock()
+	used := len(s.members) > 0
+	s.mu.Unlock()
+	if used || !s.alive() {
+		return
 	}
-	if err := s.update(ctx, func(*vmv1.Sandbox) {}); err != nil && len(members) > 0 {
-		log.Error("sandbox record not written", "error", err)
+	if err := s.kill(ctx, "its last container ended"); err != nil {
+		s.w.log.Error("vm not ended", "sandbox", s.id, "error", err)
 	}
-	log.Info("sandbox taken back", "containers", len(members), "vm_alive", vm != nil)
+	s.endLinks()
 }
 
 // adoptable returns the VM of a sandbox if it lives.
@@ -100,166 +123,95 @@ func (w *Worker) adoptable(ctx context.Context, id string) (hypervisor.VM, error
 	if err != nil {
 		return nil, err
 	}
+	if rec.Driver != w.driver.Name() {
+		return nil, fmt.Errorf("it was started by driver %s, and this worker drives %s", rec.Driver, w.driver.Name())
+	}
 	return w.driver.Adopt(ctx, rec)
 }
 
 // killRecorded ends the process of a VM that cannot be adopted.
-func (w *Worker) killRecorded(id string) {
+func (w *Worker) killRecorded(ctx context.Context, id string) error {
 	rec, err := hypervisor.LoadRecord(w.store.sandboxDir(id))
-	if err == nil {
-		err = rec.KillProcess()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing was ever launched
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		w.log.Error("process of a lost VM not killed", "sandbox", id, "error", err)
-	}
-}
-
-// adoptContainer puts a recorded container back into the worker's books.
-func (w *Worker) adoptContainer(s *sandbox, rec *vmv1.Container) *container {
-	c := w.newContainer(rec)
-	c.sb = s
-	close(c.created)
-	c.exit = rec.Exit
-	c.signalled = rec.Started != nil || rec.StartOperationId != ""
-	cg, err := hostcgroup.Load(c.cgroupFile())
-	if err == nil {
-		c.cgroup = cg
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		w.log.Error("cgroup of a container not found again", "container", rec.Ref.Id, "error", err)
-	}
-	w.mu.Lock()
-	w.containers[rec.Key] = c
-	w.mu.Unlock()
-	if live(rec.Status) {
-		s.mu.Lock()
-		s.members[rec.Key] = c
-		s.mu.Unlock()
-	}
-	return c
-}
-
-func (c *container) cgroupFile() string {
-	return filepath.Join(c.w.store.sandboxDir(c.sb.id), cgroupPrefix+c.key+".json")
-}
-
-// undoHalf removes a container whose create no worker finished.
-func (c *container) undoHalf(ctx context.Context) {
-	s := c.sb
-	s.mu.Lock()
-	alone := len(s.members) == 0
-	s.mu.Unlock()
-	if alone {
-		if err := s.kill(ctx, "its only container was never completed"); err != nil {
-			c.w.log.Error("vm not ended", "sandbox", s.id, "error", err)
-		}
-		s.endLinks()
-	}
-	if relay, err := openRelay(c.rec.Relay); err == nil {
-		c.relay = relay
-		if err := endProcess(ctx, relay); err != nil {
-			c.w.log.Error("relay of a half-made container not ended", "container", c.rec.Ref.Id, "error", err)
-		}
-	}
-	if err := c.remove(ctx); err != nil {
-		c.w.log.Error("half-made container not removed", "container", c.rec.Ref.Id, "error", err)
-	}
-}
-
-// resume takes up the watch over a recorded container and its execs.
-func (c *container) resume(ctx context.Context) {
-	w := c.w
-	if !live(c.rec.Status) {
-		close(c.ended)
-		if err := w.store.saveContainer(ctx, c.rec); err != nil {
-			w.log.Error("container record not written", "container", c.rec.Ref.Id, "error", err)
-		}
-		return
-	}
-	relay, err := openRelay(c.rec.Relay)
-	if err != nil { // its relay ended while no worker was running
-		if c.exit == nil {
-			c.exit = &vmv1.Exit{Code: exitVMGone, Time: timestamppb.Now(), Reason: "its relay ended while no worker was running"}
-		}
-		c.end(ctx)
-		return
-	}
-	c.relay = relay
-	w.tasks.Go(func() { c.watchInit(relay) })
-	c.reattach(ctx, c.rec.Channel, c.rec.Relay.Socket)
-	for _, rec := range append([]*vmv1.Exec(nil), c.rec.Execs...) {
-		c.resumeExec(ctx, rec)
-	}
-	if err := w.store.saveContainer(ctx, c.rec); err != nil {
-		w.log.Error("container record not written", "container", c.rec.Ref.Id, "error", err)
-	}
-}
-
-func (c *container) resumeExec(ctx context.Context, rec *vmv1.Exec) {
-	x := &execProcess{rec: rec, gone: make(chan struct{})}
-	relay, err := openRelay(rec.Relay)
 	if err != nil {
-		c.mu.Lock()
-		for i, e := range c.rec.Execs {
-			if e.Id == rec.Id {
-				c.rec.Execs = append(c.rec.Execs[:i], c.rec.Execs[i+1:]...)
-				break
-			}
-		}
-		c.mu.Unlock()
-		return
+		return err
 	}
-	x.relay = relay
-	c.mu.Lock()
-	c.execs[rec.Id] = x
-	c.mu.Unlock()
-	c.w.tasks.Go(func() { c.watchExec(x) })
-	c.reattach(ctx, rec.Channel, rec.Relay.Socket)
+	if rec.PID == 0 {
+		return nil
+	}
+	process, err := openProcess(rec.PID, rec.StartTime)
+	if errors.Is(err, hypervisor.ErrGone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer process.close()
+	return endProcess(ctx, process, 0)
 }
 
-// reattach joins a relay to the guest again. A relay whose VM is dead needs no
-// joining: it holds a handle of the VM and ends by itself.
-func (c *container) reattach(ctx context.Context, channel uint32, socket string) {
-	if !c.sb.alive() {
-		return
-	}
-	if err := c.attachRelay(ctx, channel, socket); err != nil {
-		c.w.log.Warn("relay not attached again", "container", c.rec.Ref.Id, "channel", channel, "error", err)
-	}
-}
-
-// discard removes a sandbox that holds no container.
+// discard removes a sandbox whose records name no container: it was begun and
+// no more, its last removal was cut short, or its records are damaged. What does
+// not go keeps its directory for the next start.
 func (w *Worker) discard(ctx context.Context, id string) {
-	w.killRecorded(id)
-	if err := w.store.removeSandbox(ctx, id); err != nil {
+	err := w.killRecorded(ctx, id)
+	files, globErr := filepath.Glob(filepath.Join(w.store.sandboxDir(id), cgroupPrefix+"*.json"))
+	err = errors.Join(err, globErr)
+	for _, f := range files {
+		cg, loadErr := hostcgroup.Load(f)
+		if loadErr == nil {
+			loadErr = cg.Destroy(ctx)
+		}
+		err = errors.Join(err, loadErr)
+	}
+	if err == nil {
+		err = w.store.removeSandbox(ctx, id)
+	}
+	if err != nil {
 		w.log.Error("empty sandbox not removed", "sandbox", id, "error", err)
 	}
 }
 
-// sweepBuckets withdraws published records that speak of nothing.
-func (w *Worker) sweepBuckets(ctx context.Context) error {
-	keys, err := w.store.containers.Keys(ctx)
-	if err != nil {
-		return err
+// settleTime bounds the question to a guest what became of its containers. The
+// commands that would change them wait for the answer.
+const settleTime = 5 * time.Second
+
+// settle asks the guest what became of commands that a dead worker had given and
+// not recorded, and records it. Commands to the containers wait meanwhile.
+func (s *sandbox) settle(containers []*container) {
+	if !s.alive() {
+		return
 	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for _, k := range keys {
-		if _, ok := w.containers[k]; !ok {
-			if err := w.store.containers.Delete(ctx, k); err != nil {
-				return err
-			}
+	asked := containers[:0:0]
+	for _, c := range containers {
+		if !live(c.status()) {
+			continue // its relay is dead
+		}
+		select {
+		case c.op <- struct{}{}:
+			asked = append(asked, c)
+		default: // it is being removed: no command is served yet
 		}
 	}
-	ids, err := w.store.sandboxes.Keys(ctx)
-	if err != nil {
-		return err
+	if len(asked) == 0 {
+		return
 	}
-	for _, id := range ids {
-		if _, ok := w.sandboxes[id]; !ok {
-			if err := w.store.sandboxes.Delete(ctx, id); err != nil {
-				return err
-			}
+	s.w.tasks.Go(func() {
+		ctx, cancel := context.WithTimeout(s.w.context(), settleTime)
+		defer cancel()
+		reply, err := s.agentStatus(ctx)
+		if err != nil {
+			s.w.log.Warn("the guest does not say what became of its containers", "sandbox", s.id, "error", err)
 		}
-	}
-	return nil
+		for _, c := range asked {
+			for _, info := range reply.GetContainers() {
+				if info.Container == c.key {
+					c.settle(ctx, info.Status)
+				}
+			}
+			c.unlock()
+		}
+	})
 }

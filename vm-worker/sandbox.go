@@ -6,7 +6,6 @@ package vmworker
 import (
 	"context"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -29,30 +28,42 @@ type sandbox struct {
 	stopLinks context.CancelFunc
 	links     sync.WaitGroup
 	ready     chan struct{} // closed at the agent's first "ready"
+	over      chan struct{} // closed when the end of the VM is recorded
+
+	// life ends with the VM; died ends it. Requests to its agent end with it.
+	life context.Context
+	died context.CancelFunc
 
 	mu          sync.Mutex // guards all below
 	rec         *vmv1.Sandbox
 	vm          hypervisor.VM // nil until started
 	kernel      string        // what the agent called its kernel
 	nextChannel uint32
-	members     map[string]*container // live containers, by key
-	sessions    []time.Time           // when the guest's recent bus connections began
+	members     map[string]*container // containers that need the VM, by key
+	closing     bool                  // nobody may join any more: the VM is being ended
+	removed     bool                  // records are no longer written
+	sessions    []time.Time           // when the guest's recent sessions, on both channels, began
 }
 
 func (w *Worker) newSandbox(rec *vmv1.Sandbox) *sandbox {
 	s := &sandbox{
 		w: w, id: rec.Id, rec: rec,
 		ready:       make(chan struct{}),
+		over:        make(chan struct{}),
 		members:     map[string]*container{},
-		nextChannel: 1,
+		nextChannel: firstChannel,
 		stopLinks:   func() {},
 	}
+	s.life, s.died = context.WithCancel(context.Background())
 	s.router = router.New(router.Config{
 		Log:    w.log.Named("router").With("sandbox", rec.Id),
 		OnExit: s.processExited,
 	})
 	return s
 }
+
+// firstChannel is that of the container for which the VM was started.
+const firstChannel = 1
 
 // channel returns a stdio channel number never used before in this VM.
 func (s *sandbox) channel() uint32 {
@@ -69,11 +80,15 @@ func (s *sandbox) record() *vmv1.Sandbox {
 	return proto.CloneOf(s.rec)
 }
 
-// update changes the record and writes it.
+// update changes the record and writes it, unless the sandbox is being removed:
+// what is gone must not come back.
 func (s *sandbox) update(ctx context.Context, change func(*vmv1.Sandbox)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change(s.rec)
+	if s.removed {
+		return nil
+	}
 	return s.w.store.saveSandbox(ctx, s.rec)
 }
 
@@ -95,12 +110,13 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo 
 	if err != nil {
 		return err
 	}
-	rec := s.rec
-	rec.State = "starting"
-	rec.Hypervisor = w.driver.Name()
-	rec.Accelerator, rec.AcceleratorReason = string(accel), reason
-	rec.Vcpus, rec.MemoryBytes = p.vcpus, p.memory
-	if err := s.update(ctx, func(*vmv1.Sandbox) {}); err != nil {
+	err = s.update(ctx, func(rec *vmv1.Sandbox) {
+		rec.State = "starting"
+		rec.Hypervisor = w.driver.Name()
+		rec.Accelerator, rec.AcceleratorReason = string(accel), reason
+		rec.Vcpus, rec.MemoryBytes = p.vcpus, p.memory
+	})
+	if err != nil {
 		return err
 	}
 	w.event(ctx, "sandbox", s.id, "starting", map[string]string{"accelerator": string(accel), "reason": reason})
@@ -117,12 +133,14 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo 
 	if err != nil {
 		return err
 	}
-	undo.did("start vm "+s.id, func(ctx context.Context) error { return vm.Kill(ctx) })
 	s.phase("vm_spawn", started)
 	s.adoptVM(vm)
-	undo.did("serve the guest link", func(context.Context) error { s.endLinks(); return nil })
+	undo.did("start vm "+s.id, func(ctx context.Context) error {
+		defer s.endLinks()
+		return s.kill(ctx, "the creation of its container was undone")
+	})
 
-	if err := s.awaitReady(ctx); err != nil {
+	if err := s.awaitReady(ctx, vm); err != nil {
 		return err
 	}
 	s.phase("agent_ready", started)
@@ -137,6 +155,7 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo 
 	if err != nil {
 		return err
 	}
+	rec := s.record()
 	w.event(ctx, "sandbox", s.id, "running", map[string]string{"kernel": rec.Kernel, "pid": itoa(rec.Pid)})
 	return nil
 }
@@ -156,105 +175,21 @@ func (s *sandbox) adoptVM(vm hypervisor.VM) {
 }
 
 // awaitReady waits for the agent's first word, for the VM's death or for ctx.
-func (s *sandbox) awaitReady(ctx context.Context) error {
+func (s *sandbox) awaitReady(ctx context.Context, vm hypervisor.VM) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.w.cfg.BootTimeout.Duration,
 		fmt.Errorf("nothing heard for %s, which [vm] boot_timeout sets", s.w.cfg.BootTimeout))
 	defer cancel()
 	select {
 	case <-s.ready:
 		return nil
-	case <-s.vm.Done():
-		return fmt.Errorf("the VM ended before its agent was ready: %s", s.vm.ExitReason())
+	case <-vm.Done():
+		return fmt.Errorf("the VM ended before its agent was ready: %s", vm.ExitReason())
 	case <-ctx.Done():
 		// A daemon that ends while a guest boots must say that, not "timeout".
 		return fmt.Errorf("the agent was not ready in time: %w; last words of the guest's console: %s",
-			context.Cause(ctx), s.vm.ConsoleTail(consoleWords))
+			context.Cause(ctx), vm.ConsoleTail(consoleWords))
 	}
 }
 
 // consoleWords is how much of the guest's console an error carries.
 const consoleWords = 2048
-
-// qemuPidfd is a descriptor of the VM's process, for relays to hold.
-func (s *sandbox) qemuPidfd() (*os.File, error) {
-	s.mu.Lock()
-	vm := s.vm
-	s.mu.Unlock()
-	if vm == nil {
-		return nil, fmt.Errorf("sandbox %s has no VM", s.id)
-	}
-	return vm.Pidfd()
-}
-
-// watchVM waits for the end of the VM and tells everyone who depends on it.
-func (s *sandbox) watchVM(vm hypervisor.VM) {
-	select {
-	case <-vm.Done():
-	case <-s.w.stopping:
-		return // the VM lives on; the next worker adopts it
-	}
-	reason := vm.ExitReason()
-	ctx := context.Background()
-	s.endLinks()
-	s.mu.Lock()
-	s.rec.State = "stopped"
-	if s.rec.EndReason == "" {
-		s.rec.EndReason = reason
-	}
-	reason = s.rec.EndReason
-	rec := proto.CloneOf(s.rec)
-	s.mu.Unlock()
-	s.router.Gone(exitVMGone, reason)
-	if _, err := os.Stat(s.w.store.sandboxDir(s.id)); err == nil {
-		if err := s.w.store.saveSandbox(ctx, rec); err != nil {
-			s.w.log.Warn("sandbox record not written", "sandbox", s.id, "error", err)
-		}
-	}
-	s.w.event(ctx, "sandbox", s.id, "stopped", map[string]string{"reason": reason})
-}
-
-// exitVMGone is the exit code of a process whose VM is dead: 128 + SIGKILL, as
-// for a process that was killed.
-const exitVMGone = 137
-
-// kill ends the VM, keeping why in the record.
-func (s *sandbox) kill(ctx context.Context, reason string) error {
-	s.mu.Lock()
-	vm := s.vm
-	if s.rec.EndReason == "" {
-		s.rec.EndReason = reason
-	}
-	s.mu.Unlock()
-	if vm == nil {
-		return nil
-	}
-	return vm.Kill(ctx)
-}
-
-// alive tells whether the VM runs.
-func (s *sandbox) alive() bool {
-	s.mu.Lock()
-	vm := s.vm
-	s.mu.Unlock()
-	if vm == nil {
-		return false
-	}
-	select {
-	case <-vm.Done():
-		return false
-	default:
-		return true
-	}
-}
-
-// release lets go of a VM that lives on.
-func (s *sandbox) release() {
-	s.endLinks()
-	s.router.Close()
-	s.mu.Lock()
-	vm := s.vm
-	s.mu.Unlock()
-	if vm != nil {
-		vm.Release()
-	}
-}

@@ -16,11 +16,14 @@ import (
 // start lets the container's process run. Repeating the operation that started
 // it is harmless; another start of a running container is refused.
 func (w *Worker) start(ctx context.Context, req *vmv1.StartRequest) (*vmv1.StartReply, error) {
-	c, err := w.find(req.Ref)
+	return repeatable(ctx, w, "start", req, func(ctx context.Context, _ bool) (*vmv1.StartReply, error) {
+		return w.startNow(ctx, req)
+	})
+}
+
+func (w *Worker) startNow(ctx context.Context, req *vmv1.StartRequest) (*vmv1.StartReply, error) {
+	c, err := w.acquire(ctx, req.Ref)
 	if err != nil {
-		return nil, err
-	}
-	if err := c.lock(ctx); err != nil {
 		return nil, err
 	}
 	defer c.unlock()
@@ -43,8 +46,11 @@ func (w *Worker) start(ctx context.Context, req *vmv1.StartRequest) (*vmv1.Start
 	if err := c.set(ctx, func(rec *vmv1.Container) { rec.StartOperationId = op }); err != nil {
 		return nil, err
 	}
+	told := make(chan struct{})
+	defer close(told)
 	c.mu.Lock()
 	c.signalled = true // from here on an end is the container's own
+	c.starting = told
 	c.mu.Unlock()
 	if err := c.sb.agentStart(ctx, c.key); err != nil {
 		return nil, err

@@ -41,7 +41,7 @@ func (w *Worker) stats(ctx context.Context, req *vmv1.StatsRequest) (*vmv1.Stats
 
 	ctx, cancel := context.WithTimeout(ctx, agentTime)
 	defer cancel()
-	guest, err := bus.CallAgent[agentv1.StatsReply](ctx, w.conn, c.sb.id, "stats", &agentv1.StatsRequest{Container: c.key})
+	guest, err := callAgent[agentv1.StatsReply](ctx, c.sb, "stats", &agentv1.StatsRequest{Container: c.key})
 	if err != nil {
 		return nil, err
 	}

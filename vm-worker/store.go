@@ -21,13 +21,14 @@ import (
 )
 
 // store keeps records: in the VM's directory, which is the truth, and in the KV
-// buckets, which is what is read. The copy may lag or fail; that is logged and
-// put right by the next write or the next start.
+// buckets, which is what is read. The copy may fail while the bus is away; that
+// is logged and put right when the bus is back (publish.go).
 type store struct {
 	dir        string // <run_dir>/vm
 	containers *bus.Bucket[*vmv1.Container]
 	sandboxes  *bus.Bucket[*vmv1.Sandbox]
 	log        hclog.Logger
+	behind     chan struct{} // capacity 1: the buckets miss something
 }
 
 const (
@@ -45,13 +46,21 @@ func (s *store) containerFile(rec *vmv1.Container) string {
 
 // saveContainer records a container. The error is about the file alone.
 func (s *store) saveContainer(ctx context.Context, rec *vmv1.Container) error {
-	if err := writeRecord(s.containerFile(rec), rec); err != nil {
+	if err := s.writeContainer(rec); err != nil {
 		return err
 	}
-	if _, err := s.containers.Put(context.WithoutCancel(ctx), rec.Key, rec); err != nil {
+	ctx, cancel := publishContext(ctx)
+	defer cancel()
+	if _, err := s.containers.Put(ctx, rec.Key, rec); err != nil {
 		s.log.Warn("container record not published", "container", rec.Ref.GetId(), "error", err)
+		s.fellBehind()
 	}
 	return nil
+}
+
+// writeContainer records a container without publishing it.
+func (s *store) writeContainer(rec *vmv1.Container) error {
+	return writeRecord(s.containerFile(rec), rec)
 }
 
 // saveSandbox records a sandbox. The error is about the file alone.
@@ -59,15 +68,21 @@ func (s *store) saveSandbox(ctx context.Context, rec *vmv1.Sandbox) error {
 	if err := writeRecord(filepath.Join(s.sandboxDir(rec.Id), sandboxFile), rec); err != nil {
 		return err
 	}
-	if _, err := s.sandboxes.Put(context.WithoutCancel(ctx), rec.Id, rec); err != nil {
+	ctx, cancel := publishContext(ctx)
+	defer cancel()
+	if _, err := s.sandboxes.Put(ctx, rec.Id, rec); err != nil {
 		s.log.Warn("sandbox record not published", "sandbox", rec.Id, "error", err)
+		s.fellBehind()
 	}
 	return nil
 }
 
 func (s *store) removeContainer(ctx context.Context, rec *vmv1.Container) error {
-	if err := s.containers.Delete(context.WithoutCancel(ctx), rec.Key); err != nil {
+	ctx, cancel := publishContext(ctx)
+	defer cancel()
+	if err := s.containers.Delete(ctx, rec.Key); err != nil {
 		s.log.Warn("container record not withdrawn", "container", rec.Ref.GetId(), "error", err)
+		s.fellBehind()
 	}
 	var errs []error
 	for _, f := range []string{
@@ -84,8 +99,11 @@ func (s *store) removeContainer(ctx context.Context, rec *vmv1.Container) error 
 
 // removeSandbox removes the record and the whole directory of a sandbox.
 func (s *store) removeSandbox(ctx context.Context, id string) error {
-	if err := s.sandboxes.Delete(context.WithoutCancel(ctx), id); err != nil {
+	ctx, cancel := publishContext(ctx)
+	defer cancel()
+	if err := s.sandboxes.Delete(ctx, id); err != nil {
 		s.log.Warn("sandbox record not withdrawn", "sandbox", id, "error", err)
+		s.fellBehind()
 	}
 	if err := os.RemoveAll(s.sandboxDir(id)); err != nil {
 		return fmt.Errorf("remove directory of sandbox %s: %w", id, err)

@@ -37,8 +37,8 @@ type Deps struct {
 
 // Worker is the vm service.
 //
-// Lock order: Worker.mu, then container.mu, then sandbox.mu. container.op comes
-// before all of them.
+// Lock order: container.op, then Worker.mu, then container.mu, then sandbox.mu.
+// flights.mu is a leaf.
 type Worker struct {
 	conn     *bus.Conn
 	host     string
@@ -57,8 +57,11 @@ type Worker struct {
 
 	stopHandover context.CancelFunc
 
-	stopping chan struct{}  // closed when the worker ends; VMs live on
+	life     context.Context // ends with the worker; VMs live on
+	stopping <-chan struct{} // its Done
+	endLife  context.CancelFunc
 	tasks    sync.WaitGroup // watchers and reconciliation
+	flights  flights
 
 	mu         sync.Mutex // guards the maps
 	containers map[string]*container
@@ -119,13 +122,16 @@ func newWorker(ctx context.Context, d Deps) (*Worker, error) {
 		store: &store{
 			dir:        filepath.Join(d.RunDir, "vm"),
 			containers: containers, sandboxes: sandboxes, log: d.Log,
+			behind: make(chan struct{}, 1),
 		},
 		ops:        ops,
 		handover:   handover,
-		stopping:   make(chan struct{}),
 		containers: map[string]*container{},
 		sandboxes:  map[string]*sandbox{},
 	}
+	w.life, w.endLife = context.WithCancel(context.WithoutCancel(ctx))
+	w.stopping = w.life.Done()
+	w.tasks.Go(w.keepPublished)
 	// Handovers are taken until close, which comes after the last command.
 	taking, stop := context.WithCancel(context.WithoutCancel(ctx))
 	w.stopHandover = stop
@@ -170,7 +176,7 @@ func (w *Worker) serve(ctx context.Context, version string) (*bus.Service, error
 
 // close lets go of everything and leaves the VMs running.
 func (w *Worker) close() {
-	close(w.stopping)
+	w.endLife()
 	w.stopHandover()
 	w.mu.Lock()
 	sandboxes := make([]*sandbox, 0, len(w.sandboxes))
@@ -191,6 +197,9 @@ func (w *Worker) close() {
 	w.tasks.Wait()
 }
 
+// context is for work of the worker's own, which ends with it.
+func (w *Worker) context() context.Context { return w.life }
+
 // detail is the sentence "status" shows.
 func (w *Worker) detail() string {
 	accel, reason, err := w.accelerator()
@@ -209,18 +218,6 @@ func (w *Worker) accelerator() (hypervisor.Accelerator, string, error) {
 		w.accel, w.accelReason, w.accelErr = hypervisor.ResolveAccelerator(hypervisor.Accelerator(w.cfg.Accelerator))
 	})
 	return w.accel, w.accelReason, w.accelErr
-}
-
-// waitProcess waits for the end of a process. It is false when the worker stops
-// first.
-func (w *Worker) waitProcess(p *hostProcess) bool {
-	p.wait()
-	select {
-	case <-w.stopping:
-		return p.ended()
-	default:
-		return true
-	}
 }
 
 // event tells of a lifecycle step. The record is the truth, so an event that

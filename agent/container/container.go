@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -31,10 +32,10 @@ const (
 
 // Container is one container of the guest.
 //
-// Two locks: lifecycle is held for the whole of create, start and remove, which
-// may hang on a share; mu is held for moments and guards the fields below it.
-// Signals and freezing take mu alone, so that what hangs can be killed.
-// lifecycle is taken before mu.
+// Three locks, taken in this order: lifecycle is held for the whole of create,
+// start, pause and remove, which may hang on a share; freezing is held while the cgroup is frozen or thawed
+// (freezer.go); mu is held for moments and guards the fields below it. SIGKILL
+// takes mu alone, so that what hangs can be killed.
 type Container struct {
 	m      *Manager
 	key    string
@@ -42,28 +43,36 @@ type Container struct {
 	cgroup cgroup
 	rootfs string // written by create before any process runs
 
-	lifecycle chan struct{} // a lock that can be waited for with a deadline
+	lifecycle gate
+	freezing  gate
 
 	mu         sync.Mutex
 	status     Status
-	frozen     bool
+	frozen     bool                    // paused
+	barred     bool                    // to be frozen in a moment
+	launching  int                     // processes on their way into the cgroup
+	changed    chan struct{}           // closed and replaced when one of the four above has changed
 	lc         *libcontainer.Container // nil while creating, and for good without a process
 	init       *process
 	execs      map[string]*process
 	undoSysctl func()
 }
 
-// lock takes the lifecycle lock.
-func (c *Container) lock(ctx context.Context) error {
+// gate is a lock that can be waited for with a deadline.
+type gate chan struct{}
+
+func newGate() gate { return make(gate, 1) }
+
+func (g gate) lock(ctx context.Context) error {
 	select {
-	case c.lifecycle <- struct{}{}:
+	case g <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("waiting for another operation on the container: %w", ctx.Err())
 	}
 }
 
-func (c *Container) unlock() { <-c.lifecycle }
+func (g gate) unlock() { <-g }
 
 // Info describes a container and its processes, the init first.
 type Info struct {
@@ -98,10 +107,10 @@ func (c *Container) statusLocked() Status {
 
 // Start lets the created container's program run.
 func (c *Container) Start(ctx context.Context) error {
-	if err := c.lock(ctx); err != nil {
+	if err := c.lifecycle.lock(ctx); err != nil {
 		return err
 	}
-	defer c.unlock()
+	defer c.lifecycle.unlock()
 	c.mu.Lock()
 	status, lc := c.statusLocked(), c.lc
 	c.mu.Unlock()
@@ -127,56 +136,16 @@ func (c *Container) Start(ctx context.Context) error {
 	return nil
 }
 
-// Pause freezes every process of the container.
-func (c *Container) Pause(ctx context.Context) error {
-	c.mu.Lock()
-	status := c.statusLocked()
-	c.mu.Unlock()
-	switch status {
-	case Paused:
-		return nil
-	case Running, Created:
-	default:
-		return stateError(fmt.Sprintf("cannot pause a container that is not running: %s", status))
-	}
-	if err := c.cgroup.freeze(ctx, true); err != nil {
-		return fmt.Errorf("pausing: %w", err)
-	}
-	c.setFrozen(true)
-	return nil
-}
-
-// Resume thaws a paused container.
-func (c *Container) Resume(ctx context.Context) error {
-	c.mu.Lock()
-	status := c.statusLocked()
-	c.mu.Unlock()
-	if status != Paused {
-		return stateError("container not paused")
-	}
-	if err := c.cgroup.freeze(ctx, false); err != nil {
-		return fmt.Errorf("resuming: %w", err)
-	}
-	c.setFrozen(false)
-	return nil
-}
-
-func (c *Container) setFrozen(frozen bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.frozen = frozen
-}
-
 // remove kills what runs, waits for it and takes away all that is left.
 func (c *Container) remove(ctx context.Context) error {
 	// Before the lock: what holds it may hang in a process this kills.
 	if err := c.cgroup.kill(); err != nil {
 		return fmt.Errorf("killing the container's processes: %w", err)
 	}
-	if err := c.lock(ctx); err != nil {
+	if err := c.lifecycle.lock(ctx); err != nil {
 		return err
 	}
-	defer c.unlock()
+	defer c.lifecycle.unlock()
 	if err := c.cgroup.kill(); err != nil {
 		return fmt.Errorf("killing the container's processes: %w", err)
 	}
@@ -201,12 +170,38 @@ func (c *Container) remove(ctx context.Context) error {
 	c.undoSysctl = nil
 	c.lc = nil
 	c.status = Stopped
+	c.notifyLocked()
 	c.mu.Unlock()
 	if undo != nil {
 		undo()
 	}
 	c.m.forget(c)
+	if left := c.leftovers(); len(left) > 0 {
+		c.log.Warn("the removed container left something behind", "left", left)
+	}
 	return nil
+}
+
+// leftovers names what should have gone with the container and is still there.
+// It is a check of libcontainer's work and ours, not a way to clean up.
+func (c *Container) leftovers() []string {
+	var left []string
+	for _, path := range []string{string(c.cgroup), filepath.Join(c.m.cfg.StateDir, c.key)} {
+		if _, err := os.Lstat(path); err == nil {
+			left = append(left, path)
+		}
+	}
+	// The agent's mount table must not have changed: the container's mounts are in a namespace of its own.
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return append(left, err.Error())
+	}
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4]+"/", filepath.Join(c.m.cfg.ShareDir, c.key)+"/") {
+			left = append(left, fields[4])
+		}
+	}
+	return left
 }
 
 // unsettled returns a process that has not ended, the init first.

@@ -33,11 +33,11 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (pid int, err e
 	if err != nil {
 		return 0, err
 	}
-	if err := c.lock(ctx); err != nil {
+	if err := c.lifecycle.lock(ctx); err != nil {
 		m.forget(c)
 		return 0, err
 	}
-	defer c.unlock()
+	defer c.lifecycle.unlock()
 	defer func() {
 		if err != nil {
 			m.forget(c)
@@ -85,7 +85,7 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		return 0, err
 	}
 	p := newProcess("", req.Channel)
-	err = c.launch(lc, p, t.process, func() {
+	err = c.launch(ctx, lc, p, t.process, func() {
 		c.lc, c.init, c.undoSysctl, c.status = lc, p, undo, Created
 	})
 	if err != nil {
@@ -94,6 +94,9 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		if derr := lc.Destroy(); derr != nil {
 			c.log.Warn("cannot remove what a failed create left", "error", derr)
 			_ = os.RemoveAll(filepath.Join(c.m.cfg.StateDir, c.key))
+		}
+		if left := c.leftovers(); len(left) > 0 {
+			c.log.Warn("a failed create left something behind", "left", left)
 		}
 		return 0, err
 	}

@@ -10,5 +10,6 @@
 // neither the bus nor the wire format of the streams, which its caller gives it
 // as a Streams. The invariant: what the specification asks for is done here or
 // refused by name (refuse.go); nothing is dropped silently, except what
-// belongs to the host by contract (namespace paths, cgroupsPath, host hooks).
+// belongs to the host by contract (namespace paths, cgroupsPath, host hooks, the
+// numbers of processors and memory nodes).
 package container

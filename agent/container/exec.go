@@ -43,18 +43,33 @@ func (c *Container) Exec(ctx context.Context, req ExecRequest) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := c.launch(lc, p, &spec, func() {}); err != nil {
-		c.mu.Lock()
-		delete(c.execs, req.ExecID)
-		c.mu.Unlock()
-		close(p.done)
-		return 0, err
+	launched := make(chan error, 1)
+	c.m.waiters.Go(func() { launched <- c.launchExec(ctx, lc, p, &spec) })
+	select {
+	case err = <-launched:
+	case <-ctx.Done():
+		// On a share that hangs, nobody knows when.
 	}
 	if ctx.Err() != nil {
 		// Nobody will hear that it runs.
-		return 0, errors.Join(ctx.Err(), signalProcess(p.lp, unix.SIGKILL))
+		if killErr := c.Signal(req.ExecID, unix.SIGKILL); killErr != nil && !errors.Is(killErr, ErrNotRunning) {
+			c.log.Warn("cannot kill an exec that came too late", "error", killErr)
+		}
+		return 0, fmt.Errorf("starting exec %q: %w", req.ExecID, ctx.Err())
 	}
-	return p.pid, nil
+	return p.pid, err
+}
+
+// launchExec starts the process of an exec, or forgets it.
+func (c *Container) launchExec(ctx context.Context, lc *libcontainer.Container, p *process, spec *specs.Process) error {
+	err := c.launch(ctx, lc, p, spec, func() {})
+	if err != nil {
+		c.mu.Lock()
+		delete(c.execs, p.execID)
+		c.mu.Unlock()
+		close(p.done)
+	}
+	return err
 }
 
 // reserveExec checks the state and takes the exec's name.

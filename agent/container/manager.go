@@ -75,7 +75,7 @@ func (m *Manager) reserve(key string) (*Container, error) {
 	}
 	c := &Container{
 		m: m, key: key, log: m.cfg.Log.With("container", key), cgroup: cgroupOf(key),
-		lifecycle: make(chan struct{}, 1), status: Creating, execs: make(map[string]*process),
+		lifecycle: newGate(), freezing: newGate(), changed: make(chan struct{}), status: Creating, execs: make(map[string]*process),
 	}
 	m.containers[key] = c
 	return c, nil

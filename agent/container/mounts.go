@@ -47,7 +47,7 @@ func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
 	// A destination may be mounted over more than once: shares are used in order.
 	shares := make(map[string][]Share, len(l.shares))
 	for _, s := range l.shares {
-		at := path.Clean(s.Destination)
+		at := containerPath(s.Destination)
 		shares[at] = append(shares[at], s)
 	}
 	out := make([]specs.Mount, 0, len(mounts))
@@ -55,7 +55,8 @@ func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
 		if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 || slices.Contains(m.Options, "idmap") || slices.Contains(m.Options, "ridmap") {
 			return nil, fmt.Errorf("%w: mount %q: id-mapped mounts are not supported", ErrInvalid, m.Destination)
 		}
-		at := path.Clean(m.Destination)
+		at := containerPath(m.Destination)
+		m.Destination = at
 		switch {
 		case isBind(m):
 			if len(shares[at]) == 0 {
@@ -71,6 +72,10 @@ func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
 			}
 			m.Source = source
 			m.Type = "bind"
+			if !slices.Contains(m.Options, "bind") && !slices.Contains(m.Options, "rbind") {
+				// libcontainer knows a bind mount by its options alone.
+				m.Options = append(slices.Clone(m.Options), "bind")
+			}
 			if share.ReadOnly {
 				m.Options = readOnly(m.Options)
 			}
@@ -84,6 +89,10 @@ func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
 	}
 	return out, nil
 }
+
+// containerPath reads a destination as the runtime-spec wants it: one without a
+// leading slash is relative to the root (config.md#mounts).
+func containerPath(destination string) string { return path.Join("/", destination) }
 
 // isBind follows the runtime-spec (config.md#mounts): with bind or rbind among
 // the options, the type has no meaning.

@@ -4,6 +4,7 @@
 package container
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -28,6 +29,7 @@ type process struct {
 	// Guarded by the container's mu; lp and pid are set once.
 	lp     *libcontainer.Process // nil until it runs
 	pid    int
+	doomed bool // killed before it ran
 	exited bool
 	code   int
 	oom    bool
@@ -112,7 +114,7 @@ var rlimits = map[string]int{
 // launch starts a process with its streams and makes the manager wait for it.
 // Nothing is left when it fails. running is called under mu when the process runs,
 // before its exit can be collected.
-func (c *Container) launch(lc *libcontainer.Container, p *process, spec *specs.Process, running func()) error {
+func (c *Container) launch(ctx context.Context, lc *libcontainer.Container, p *process, spec *specs.Process, running func()) error {
 	lp, err := libcontainerProcess(spec)
 	if err != nil {
 		return err
@@ -122,6 +124,11 @@ func (c *Container) launch(lc *libcontainer.Container, p *process, spec *specs.P
 	if err != nil {
 		return err
 	}
+	if err := c.enter(ctx, p); err != nil {
+		streams.close()
+		return err
+	}
+	defer c.leave()
 	p.oomStart = c.cgroup.oomKills()
 	start := c.m.cfg.Reaper.Begin()
 	if err := lc.Start(lp); err != nil {
@@ -143,9 +150,13 @@ func (c *Container) launch(lc *libcontainer.Container, p *process, spec *specs.P
 	start.Finish(pid)
 	c.mu.Lock()
 	p.lp, p.pid = lp, pid
+	doomed := p.doomed
 	running()
 	c.mu.Unlock()
 	c.m.waiters.Go(func() { c.collect(p) })
+	if doomed {
+		_ = signalProcess(lp, unix.SIGKILL) // it may have ended by itself
+	}
 	return nil
 }
 
@@ -188,6 +199,7 @@ func (c *Container) collect(p *process) {
 	if p.execID == "" {
 		c.status = Stopped
 		c.frozen = false
+		c.notifyLocked()
 	} else {
 		c.dropOldExecs()
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 // Signal sends a signal to the init, or to the exec named. SIGKILL reaches what is
-// frozen and what is still being created.
+// frozen and what is still being created or started.
 func (c *Container) Signal(execID string, sig unix.Signal) error {
 	if sig < 0 || sig > 64 {
 		return fmt.Errorf("%w: signal %d is not between 0 and 64", ErrInvalid, sig)
@@ -26,6 +26,13 @@ func (c *Container) Signal(execID string, sig unix.Signal) error {
 	var lp *libcontainer.Process
 	if p != nil {
 		lp = p.lp
+		if lp == nil && sig == unix.SIGKILL && !p.settled() {
+			// It is being started, and will not live to see the end of that.
+			p.doomed = true
+			c.notifyLocked()
+			c.mu.Unlock()
+			return nil
+		}
 	}
 	c.mu.Unlock()
 	switch {
@@ -51,19 +58,10 @@ func (c *Container) SignalAll(ctx context.Context, sig unix.Signal) error {
 	if sig == unix.SIGKILL {
 		return c.cgroup.kill()
 	}
-	c.mu.Lock()
-	status := c.statusLocked()
-	c.mu.Unlock()
-	if status == Stopped {
-		return nil
-	}
-	// Frozen, no process forks or ends, and no pid means another process.
-	if status != Paused {
-		if err := c.cgroup.freeze(ctx, true); err != nil {
-			return err
-		}
-		defer func() { _ = c.cgroup.freeze(context.WithoutCancel(ctx), false) }()
-	}
+	return c.whileFrozen(ctx, func() error { return c.signalPids(sig) })
+}
+
+func (c *Container) signalPids(sig unix.Signal) error {
 	pids, err := c.cgroup.pids()
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ package container
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -39,14 +40,16 @@ func translate(spec *specs.Spec, key string, layout layout) (*translation, error
 	if spec.Mounts, err = translateMounts(spec.Mounts, layout); err != nil {
 		return nil, err
 	}
-	if err := refuseDevices(spec.Linux.Devices); err != nil {
+	if spec.Linux.Devices, err = guestDevices(spec.Linux, "/"); err != nil {
 		return nil, err
 	}
 	t := &translation{process: spec.Process}
 	spec.Linux.Sysctl, t.sysctl = splitSysctl(spec.Linux.Sysctl)
 	spec.Linux.CgroupsPath = cgroupRoot + "/" + key
 	spec.Linux.Namespaces = guestNamespaces()
+	guestResources(spec.Linux.Resources)
 	spec.Hooks = guestHooks(spec.Hooks)
+	trimSeccomp(spec.Linux.Seccomp, hasX32)
 	if spec.Process != nil {
 		guestProcess(spec.Process)
 	}
@@ -67,6 +70,20 @@ func guestNamespaces() []specs.LinuxNamespace {
 		{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.UTSNamespace},
 		{Type: specs.IPCNamespace}, {Type: specs.CgroupNamespace},
 	}
+}
+
+// guestResources removes the limits that are the host's to hold, where QEMU is
+// in the container's cgroup, and that mean nothing in the guest.
+func guestResources(r *specs.LinuxResources) {
+	if r == nil {
+		return
+	}
+	if r.CPU != nil {
+		// The host's processors and memory nodes by number: the guest has fewer.
+		r.CPU.Cpus, r.CPU.Mems = "", ""
+	}
+	// Engines write zeros for the page sizes of the host, which the guest may not have.
+	r.HugepageLimits = slices.DeleteFunc(r.HugepageLimits, func(l specs.LinuxHugepageLimit) bool { return l.Limit == 0 })
 }
 
 // guestHooks keeps the hooks that run inside the container; the host ran or

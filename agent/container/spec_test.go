@@ -30,7 +30,7 @@ func TestSpecificationIsTranslatedIntoTheGuest(t *testing.T) {
 		"process":{"user":{"umask":18},"noNewPrivileges":true,"oomScoreAdj":100},
 		"hooks":{"prestart":[{"path":"/host"}],"startContainer":[{"path":"/in/container"}]},
 		"linux":{"cgroupsPath":"/docker/x","namespaces":[{"type":"network","path":"/proc/1/ns/net"},{"type":"pid","path":"/proc/2/ns/pid"}],
-			"resources":{"cpu":{"shares":2048,"quota":50000,"period":100000,"cpus":"0"},"memory":{"limit":1048576,"swap":2097152},"pids":{"limit":10}}}}`,
+			"resources":{"cpu":{"shares":2048,"quota":50000,"period":100000,"cpus":"5-7","mems":"1"},"hugepageLimits":[{"pageSize":"1GB","limit":0},{"pageSize":"2MB","limit":2097152}],"memory":{"limit":1048576,"swap":2097152},"pids":{"limit":10}}}}`,
 		layout{share: "/run/share", rootfs: "0123abcd-web/rootfs"})
 
 	if config.Rootfs != "/run/share/0123abcd-web/rootfs" || !config.Readonlyfs {
@@ -51,7 +51,7 @@ func TestSpecificationIsTranslatedIntoTheGuest(t *testing.T) {
 		t.Errorf("cgroup is %q", got)
 	}
 	r := config.Cgroups.Resources
-	if r.CpuQuota != 50000 || r.CpuPeriod != 100000 || r.CpuWeight == 0 || r.CpusetCpus != "0" || r.Memory != 1<<20 || r.MemorySwap != 2<<20 || *r.PidsLimit != 10 {
+	if r.CpuQuota != 50000 || r.CpuPeriod != 100000 || r.CpuWeight == 0 || r.CpusetCpus != "" || r.CpusetMems != "" || len(r.HugetlbLimit) != 1 || r.Memory != 1<<20 || r.MemorySwap != 2<<20 || *r.PidsLimit != 10 {
 		t.Errorf("resources are %+v", r)
 	}
 	if !config.NoNewPrivileges || *config.OomScoreAdj != 100 || *config.Umask != 18 {
@@ -76,25 +76,34 @@ func TestBindMountsComeFromTheShare(t *testing.T) {
 		{Destination: "/data/", Source: "k/m0"},
 		{Destination: "/etc/hosts", Source: "k/m1", ReadOnly: true},
 		{Destination: "/data", Source: "k/m2"},
+		{Destination: "/rel", Source: "k/m3"},
+		{Destination: "/x", Source: "k/m4", ReadOnly: true},
 	}}
 	config := translated(t, `{"mounts":[
 		{"destination":"/data","type":"bind","source":"/srv/data","options":["rbind","rprivate"]},
 		{"destination":"/etc/hosts","source":"/var/lib/x/hosts","options":["bind","rw"]},
 		{"destination":"/data","type":"none","source":"/srv/other","options":["rbind","nosuid"]},
-		{"destination":"/proc","type":"proc","source":"proc"}]}`, l)
+		{"destination":"./rel","type":"bind","source":"rel"},
+		{"destination":"/x","type":"bind","source":"/srv/x","options":["rbind","rro"]},
+		{"destination":"proc","type":"proc","source":"proc"}]}`, l)
 	want := []struct {
-		source string
-		flags  int
+		source, destination string
+		flags               int
 	}{
-		{"/run/share/k/m0", unix.MS_BIND | unix.MS_REC},
-		{"/run/share/k/m1", unix.MS_BIND | unix.MS_RDONLY},
-		{"/run/share/k/m2", unix.MS_BIND | unix.MS_REC | unix.MS_NOSUID},
-		{"proc", 0},
+		{"/run/share/k/m0", "/data", unix.MS_BIND | unix.MS_REC},
+		{"/run/share/k/m1", "/etc/hosts", unix.MS_BIND | unix.MS_RDONLY},
+		{"/run/share/k/m2", "/data", unix.MS_BIND | unix.MS_REC | unix.MS_NOSUID},
+		{"/run/share/k/m3", "/rel", unix.MS_BIND},
+		{"/run/share/k/m4", "/x", unix.MS_BIND | unix.MS_REC | unix.MS_RDONLY},
+		{"proc", "/proc", 0},
 	}
 	for i, w := range want {
-		if m := config.Mounts[i]; m.Source != w.source || m.Flags != w.flags {
-			t.Errorf("mount %d is from %q with flags %#x, want %q %#x", i, m.Source, m.Flags, w.source, w.flags)
+		if m := config.Mounts[i]; m.Source != w.source || m.Destination != w.destination || m.Flags != w.flags {
+			t.Errorf("mount %d is from %q at %q with flags %#x, want %q %q %#x", i, m.Source, m.Destination, m.Flags, w.source, w.destination, w.flags)
 		}
+	}
+	if attr := config.Mounts[4].RecAttr; attr == nil || attr.Attr_set != unix.MOUNT_ATTR_RDONLY {
+		t.Errorf("rro became %+v", attr)
 	}
 }
 

@@ -22,6 +22,9 @@ var parameters = []struct{ path, value string }{
 	{"/proc/sys/kernel/pid_max", "4194304"},
 	// Search engines and databases refuse to start below 262144, and a container cannot raise it on other runtimes.
 	{"/proc/sys/vm/max_map_count", "1048576"},
+	// On a big host a program gets the address space it asks for and dies of its memory limit when it fills it; a small
+	// VM's kernel would refuse the request, by comparing it with the VM's memory.
+	{"/proc/sys/vm/overcommit_memory", "1"},
 	{"/proc/sys/fs/inotify/max_user_instances", "8192"},
 	{"/proc/sys/fs/inotify/max_user_watches", "524288"},
 	// What distributions set; the kernel's own defaults are off for compatibility.

@@ -70,6 +70,9 @@ func dockerSpec(t testing.TB, p *specs.Process) *specs.Spec {
 	}
 }
 
+// withoutSeccomp is the configuration of engines that set no filter.
+func withoutSeccomp(s *specs.Spec) { s.Linux.Seccomp = nil }
+
 // busyboxRootfs puts a root file system for the container into the share.
 func busyboxRootfs(t testing.TB, vm *vmtest.VM, key string) string {
 	t.Helper()

@@ -39,6 +39,10 @@ type VM struct {
 	Phase Phases
 
 	t       testing.TB
+	pid     int // of QEMU
+	dir     string
+	end     func() // ends the VM; once
+	ended   chan struct{}
 	console *console
 	bus     *bustest.Bus
 	streams *streams
@@ -79,7 +83,7 @@ func Boot(t testing.TB) *VM {
 	t.Helper()
 	image := guestImage(t)
 	dir := t.TempDir()
-	vm := &VM{t: t, Share: filepath.Join(dir, "share"), console: &console{}, exits: make(chan *agentv1.Exited, 1024)}
+	vm := &VM{t: t, dir: dir, Share: filepath.Join(dir, "share"), console: &console{}, exits: make(chan *agentv1.Exited, 1024)}
 	if err := os.Mkdir(vm.Share, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +95,8 @@ func Boot(t testing.TB) *VM {
 	ctx, cancel := context.WithCancel(context.Background())
 	begun := time.Now()
 	ended := vm.startQEMU(ctx, image, dir, "bulkhead.sandbox="+Sandbox)
-	t.Cleanup(func() {
+	vm.ended = ended
+	vm.end = sync.OnceFunc(func() {
 		cancel()
 		<-ended
 		vm.wg.Wait()
@@ -99,6 +104,7 @@ func Boot(t testing.TB) *VM {
 			t.Logf("the guest's console:\n%s", vm.console)
 		}
 	})
+	t.Cleanup(vm.end)
 	vm.streams = newStreams()
 	vm.wg.Go(func() { vm.serveIO(ctx, filepath.Join(dir, "io.sock")) })
 	vm.wg.Go(func() { vm.serveCtl(ctx, filepath.Join(dir, "ctl.sock"), begun) })
@@ -113,6 +119,9 @@ func Boot(t testing.TB) *VM {
 	}
 	return vm
 }
+
+// Close ends the VM before the end of the test does.
+func (vm *VM) Close() { vm.end() }
 
 // RunToEnd boots a guest with these kernel parameters, waits until it powers off by itself, and returns
 // what it printed.
@@ -144,8 +153,9 @@ func (vm *VM) startQEMU(ctx context.Context, image guest, dir, parameters string
 		"-object", "memory-backend-file,id=root,mem-path=" + image.image + ",size=" + strconv.FormatInt(image.size, 10) + ",share=on,readonly=on",
 		"-device", "virtio-pmem-pci,memdev=root",
 		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+		"-monitor", "unix:" + filepath.Join(dir, "monitor.sock") + ",server=on,wait=off",
 		"-chardev", "socket,id=ctl,server=on,wait=off,path=" + filepath.Join(dir, "ctl.sock"),
-		"-device", "virtserialport,chardev=ctl,name=bulkhead.ctl",
+		"-device", "virtserialport,id=ctlport,chardev=ctl,name=bulkhead.ctl",
 		"-chardev", "socket,id=io,server=on,wait=off,path=" + filepath.Join(dir, "io.sock"),
 		"-device", "virtserialport,chardev=io,name=bulkhead.io",
 		"-fsdev", "local,id=share,multidevs=remap,security_model=passthrough,path=" + vm.Share,
@@ -156,6 +166,7 @@ func (vm *VM) startQEMU(ctx context.Context, image guest, dir, parameters string
 	if err := cmd.Start(); err != nil {
 		vm.t.Fatal(err)
 	}
+	vm.pid = cmd.Process.Pid
 	ended = make(chan struct{})
 	go func() {
 		defer close(ended)

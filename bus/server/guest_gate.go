@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -31,6 +32,7 @@ type gate struct {
 	reader  *bufio.Reader // over guest, past the preamble
 	server  net.Conn      // past the INFO line
 	rules   guestRules
+	answers atomic.Int64  // requests handed to the guest that it has not answered
 	done    chan struct{} // closed by close
 	once    sync.Once
 }
@@ -85,10 +87,10 @@ func (g *gate) fromGuest() error {
 			return err
 		}
 		out = op.append(out[:0])
-		// Answers are paced by the host's questions: the server refuses any other.
+		// Answers are paced by the host's questions, as many as it asked.
 		var wait time.Duration
 		var flooded bool
-		if !strings.HasPrefix(op.subject, answerPrefix) {
+		if !g.answersRequest(&op) {
 			wait, flooded = pace.take(time.Now(), len(out))
 		}
 		if flooded {
@@ -101,6 +103,21 @@ func (g *gate) fromGuest() error {
 			return errServerClosed
 		}
 	}
+}
+
+// answersRequest tells whether the operation may be the answer to a request that
+// the guest was handed, and counts it. The server checks which one it answers,
+// and refuses others; but a guest that does not read is not told so, and must
+// not get past its rate with them.
+func (g *gate) answersRequest(op *operation) bool {
+	if !strings.HasPrefix(op.subject, answerPrefix) {
+		return false
+	}
+	if g.answers.Add(-1) >= 0 {
+		return true
+	}
+	g.answers.Add(1)
+	return false
 }
 
 // pause holds the guest back; false when the gate was closed meanwhile.
@@ -142,6 +159,10 @@ func (g *gate) toGuest() error {
 				return fmt.Errorf("the bus sent a malformed message: %w", err)
 			}
 			payload += 2
+			// MSG subject sid [reply] size; HMSG has the headers' size before it.
+			if n := len(fields); (n == 5 && fields[0] == "MSG" || n == 6) && strings.HasPrefix(fields[3], answerPrefix) {
+				g.answers.Add(1) // before the guest can answer
+			}
 		case strings.HasPrefix(text, "-ERR"):
 			refusals++
 			if strings.Contains(strings.ToLower(text), "maximum subscriptions") {

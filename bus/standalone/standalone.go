@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -38,6 +39,9 @@ func Main(name string, body func(context.Context, Env) error) {
 	os.Exit(run(name, os.Args[1:], body))
 }
 
+// readyTime bounds the bus's confirmation that it knows a service.
+const readyTime = 5 * time.Second
+
 // MainOnBus is Main for a service that meets the daemon's bus as a client.
 func MainOnBus(name string, body func(context.Context, *bus.Conn, Env) error) {
 	Main(name, func(ctx context.Context, env Env) error {
@@ -46,6 +50,15 @@ func MainOnBus(name string, body func(context.Context, *bus.Conn, Env) error) {
 			return err
 		}
 		defer conn.Close()
+		notify := env.Ready
+		env.Ready = func() {
+			// It answers once the bus has its subscriptions. Without a bus nobody
+			// asks; the connection brings them along when it comes back.
+			if err := conn.NATS().FlushTimeout(readyTime); err != nil {
+				env.Log.Warn("ready, but the bus does not confirm it", "error", err)
+			}
+			notify()
+		}
 		return body(ctx, conn, env)
 	})
 }

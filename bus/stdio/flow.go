@@ -41,6 +41,10 @@ func (s *Sender) Write(p []byte) int {
 	return s.ring.Write(p)
 }
 
+// widen lets Write queue more than a window, up to size bytes in all, a power of
+// two. What may be sent is still the window's to say.
+func (s *Sender) widen(size int) { s.ring.max = max(s.ring.max, size) }
+
 // End marks the end of the stream after what was written.
 func (s *Sender) End() { s.eof = true }
 

@@ -162,6 +162,7 @@ func (p *Process) Exited(code int, oom bool) {
 	p.fed.Broadcast()
 	p.room.Broadcast()
 	for i := range p.out {
+		p.out[i].widen(drainRing)
 		if f := p.output(i); f != nil {
 			f.SetReadDeadline(time.Unix(1, 0)) // interrupt the read; its goroutine takes the rest
 		}

@@ -11,9 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// drainMax bounds what is still taken from a pipe after its process has died:
-// the most a pipe of an unprivileged process can hold.
-const drainMax = 1 << 20
+const (
+	// drainMax bounds what is still taken from a pipe after its process has died:
+	// the most a pipe of an unprivileged process can hold.
+	drainMax = 1 << 20
+	// drainRing holds that beside a full window: the exit is told although nobody
+	// on the host reads, and what is left of the output goes out when somebody does.
+	drainRing = 2 << 20
+)
 
 // read moves an output stream into its ring. It waits for room, so a full ring
 // blocks the writing process.

@@ -194,10 +194,26 @@ func (r *Relay) converse(ctx context.Context, setup []byte) error {
 func (r *Relay) Commit() error {
 	r.control.SetDeadline(time.Now().Add(startTimeout))
 	if _, err := r.control.Write([]byte(relay.Commit)); err != nil {
+		// A process that ended in the meantime took its relay along; the status
+		// waits for whoever adopts it.
+		if errors.Is(err, unix.EPIPE) && r.ended() {
+			return nil
+		}
 		return fmt.Errorf("committing the relay %d: %w", r.PID, err)
 	}
 	return nil
 }
+
+// ended tells whether a relay that closed its end of the control socket ended by
+// itself. It stays to be waited for.
+func (r *Relay) ended() bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, r.PID, &info, unix.WEXITED|unix.WNOWAIT, nil)
+	return err == nil && info.Code == cldExited
+}
+
+// cldExited is CLD_EXITED of waitid(2): by exit, not by a signal.
+const cldExited = 1
 
 // Close lets go of the relay: committed, it lives on, else it ends.
 func (r *Relay) Close() {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sync/errgroup"
@@ -33,6 +34,9 @@ var components = map[string]component{
 	"net": runNetwork,
 	"ksm": runKSM,
 }
+
+// confirmTime bounds the bus's confirmation of a service in its own process.
+const confirmTime = 5 * time.Second
 
 // Run brings up the bus and the configured services and serves until ctx ends or
 // a service fails.
@@ -61,7 +65,14 @@ func Run(ctx context.Context, env standalone.Env) (err error) {
 		serving.Add(1)
 		group.Go(func() error {
 			defer conn.Close()
-			if err := run(ctx, conn, cfg, log.Named(name), sync.OnceFunc(serving.Done)); err != nil {
+			answers := sync.OnceFunc(func() {
+				// A service answers once the bus has its subscriptions.
+				if err := conn.NATS().FlushTimeout(confirmTime); err != nil {
+					log.Warn("the bus does not confirm a service", "service", name, "error", err)
+				}
+				serving.Done()
+			})
+			if err := run(ctx, conn, cfg, log.Named(name), answers); err != nil {
 				return fmt.Errorf("service %s: %w", name, err)
 			}
 			return nil

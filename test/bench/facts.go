@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	stdruntime "runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,6 +28,7 @@ type facts struct {
 	cores  int
 	memory float64 // bytes
 	load   string  // before the first sample
+	busy   bool    // the load was such that it shows in the numbers
 	runc   string
 	qemu   string
 	vm     *vmv1.Sandbox // of the first VM; nil when none ran
@@ -42,6 +44,9 @@ func hostFacts(ctx context.Context) facts {
 	load, _ := os.ReadFile("/proc/loadavg")
 	if words := strings.Fields(string(load)); len(words) >= 3 {
 		f.load = strings.Join(words[:3], " ")
+		if last, err := strconv.ParseFloat(words[0], 64); err == nil {
+			f.busy = last > float64(f.cores)/2
+		}
 	}
 	f.runc = version(ctx, "runc")
 	f.qemu = version(ctx, config.Default().VM.QEMU)
@@ -83,6 +88,9 @@ func (f facts) lines() []string {
 		fmt.Sprintf("%s; host kernel %s; %d cores (%s), %.1f GB; load before %s",
 			f.date.UTC().Format("2006-01-02 15:04 MST"), f.kernel, f.cores, f.cpu, f.memory/1e9, f.load),
 		fmt.Sprintf("%s; %s", f.runc, f.qemu),
+	}
+	if f.busy {
+		l = append(l, "The machine was busy with other work before the first sample: times are upper bounds, rates lower ones.")
 	}
 	if f.vm != nil {
 		l = append(l, fmt.Sprintf("VMs: %s, accelerator %s (%s), %d vCPU, %.0f MiB, guest kernel %s",

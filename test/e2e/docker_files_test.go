@@ -95,10 +95,21 @@ exec 3> open; rm open; echo still >&3; echo works`
 	expect(t, "the output", got, "4755 1000:2000 2 981173106\ntext\n1048576\ntext\ntext\nmore\nworks")
 }
 
-func TestNamedPipesAndDevicesCanBeMade(t *testing.T) {
+func TestSpecialFilesCanBeMade(t *testing.T) {
 	d := newDocker(t)
-	got := d.run(nil, "sh", "-c", `cd /var/tmp; mkfifo fifo && (echo through > fifo &) && cat fifo; mknod null c 1 3 && echo lost > null && stat -c %F null`)
-	expect(t, "the output", got, "through\ncharacter special file")
+	for _, c := range []struct {
+		name, dir string
+		options   []string
+	}{
+		{"in the root file system", "/var/tmp", nil},
+		{"in a tmpfs", "/scratch", opts("--tmpfs", "/scratch")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := dockerUser{t, d.engine}.run(c.options, "sh", "-c",
+				"cd "+c.dir+"; mkfifo fifo && (echo through > fifo &) && cat fifo; mknod null c 1 3 && stat -c %F null")
+			expect(t, "the output", got, "through\ncharacter special file")
+		})
+	}
 }
 
 func TestManySmallFilesSurvive(t *testing.T) {

@@ -28,7 +28,7 @@ func TestLimitsAreSeenInTheContainer(t *testing.T) {
 		want    string
 	}{
 		{"memory", opts("-m", "200m"), cgroupFile("memory.max", "memory/memory.limit_in_bytes"), "209715200"},
-		{"half a CPU", opts("--cpus", "0.5"), cgroupFile("cpu.max", "cpu/cpu.cfs_quota_us") + " | cut -d' ' -f1", "50000"},
+		{"half a CPU", opts("--cpus", "0.5"), "(" + cgroupFile("cpu.max", "cpu/cpu.cfs_quota_us") + ") | cut -d' ' -f1", "50000"},
 		{"two CPUs", opts("--cpus", "2"), "nproc", "2"},
 		{"processes", opts("--pids-limit", "33"), cgroupFile("pids.max", "pids/pids.max"), "33"},
 	} {

@@ -24,13 +24,10 @@ func newHost(t *testing.T, what string, s host.Settings) *host.Host {
 	return h
 }
 
-// startHost starts a host until the test ends; it must end well and leave
-// nothing.
-func startHost(t *testing.T, h *host.Host) {
+// stopAtEnd stops a host that was started when the test ends; it must end well
+// and leave nothing.
+func stopAtEnd(t *testing.T, h *host.Host) {
 	t.Helper()
-	if err := h.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
 	logOnFailure(t, h.Log())
 	t.Cleanup(func() {
 		if err := errors.Join(noRecords(h), h.Stop()); err != nil {
@@ -92,12 +89,7 @@ func TestAMissingPartIsNamed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			logOnFailure(t, h.Log())
-			t.Cleanup(func() {
-				if err := errors.Join(noRecords(h), h.Stop()); err != nil {
-					t.Error(err)
-				}
-			})
+			stopAtEnd(t, h)
 			idle := newIdle(t, h)
 			o := newOCI(t, h)
 			id := newID("missing")

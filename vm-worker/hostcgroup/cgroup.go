@@ -19,9 +19,12 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -36,8 +39,11 @@ type Overhead struct {
 	Pids        int64 // threads of the hypervisor, and the relays
 }
 
-// DefaultOverhead suits one QEMU under TCG with a handful of relays.
-var DefaultOverhead = Overhead{MemoryBytes: 192 << 20, Pids: 64}
+// DefaultOverhead suits one QEMU under TCG with its relays. The guest's kernel
+// holds the container to its pids; here the threads of QEMU (up to 64 serve the
+// share) and those of the relays, some eight each, must always find room: a
+// QEMU that cannot make a thread ends.
+var DefaultOverhead = Overhead{MemoryBytes: 192 << 20, Pids: 1024}
 
 // Options are what Create needs to know beside the bundle.
 type Options struct {
@@ -96,7 +102,7 @@ func Create(spec *specs.Spec, key string, opts Options) (*Cgroup, error) {
 	if opts.PID > 0 {
 		pid = opts.PID
 	}
-	if err := c.manager.Apply(pid); err != nil {
+	if err := c.apply(pid); err != nil {
 		if !limited && notWritable(err) {
 			c.disable()
 			return c, c.save(opts.StateFile)
@@ -116,6 +122,27 @@ func Create(spec *specs.Spec, key string, opts Options) (*Cgroup, error) {
 		return nil, errors.Join(fmt.Errorf("setting the limits of container %s: %w", key, err), c.undo())
 	}
 	return c, nil
+}
+
+// ownParents is held while a cgroup is made and while the empty parents of
+// another are removed: a parent must not vanish between its making and its
+// child's.
+var ownParents sync.Mutex
+
+// applyTries is how often a cgroup is made whose parent another process of ours
+// removed under our hands.
+const applyTries = 5
+
+// apply makes the cgroup, and moves pid into it unless that is -1.
+func (c *Cgroup) apply(pid int) (err error) {
+	ownParents.Lock()
+	defer ownParents.Unlock()
+	for range applyTries {
+		if err = c.manager.Apply(pid); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return err
 }
 
 // Load describes the cgroup whose Create wrote stateFile, also one that was
@@ -199,7 +226,28 @@ func (c *Cgroup) Destroy(ctx context.Context) error {
 		}
 		return nil
 	}
-	return removeDirs(ctx, c.state.Made)
+	if err := removeDirs(ctx, c.state.Made); err != nil {
+		return err
+	}
+	c.removeParents()
+	return nil
+}
+
+// removeParents removes what nobody uses any more of the parents that only we
+// make: the default one and those below it.
+func (c *Cgroup) removeParents() {
+	ownParents.Lock()
+	defer ownParents.Unlock()
+	for _, dir := range c.state.Made {
+		at, name := filepath.Dir(dir), path.Dir(c.state.Config.Path)
+		for strings.HasPrefix(name+"/", defaultParent+"/") && filepath.Base(at) == path.Base(name) {
+			// The kernel refuses while it has children or processes.
+			if err := unix.Rmdir(at); err != nil && !errors.Is(err, unix.ENOENT) {
+				break
+			}
+			at, name = filepath.Dir(at), path.Dir(name)
+		}
+	}
 }
 
 // removeDirs removes cgroups and those beneath them. A cgroup whose last task is

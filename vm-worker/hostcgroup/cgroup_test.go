@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -198,6 +199,59 @@ func TestLoadFindsWhatAnInterruptedCreateMade(t *testing.T) {
 	}
 	if _, err := Load(file + ".none"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("loading nothing gives %v", err)
+	}
+}
+
+func TestDefaultParentGoesWithItsLastCgroup(t *testing.T) {
+	needCgroups(t)
+	unnamed := func(key string) *Cgroup {
+		t.Helper()
+		c, err := Create(spec("pod/"+key, nil), key, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	name := fmt.Sprintf("parent-test-%d", os.Getpid())
+	first, second := unnamed(name+"-1"), unnamed(name+"-2")
+	place := filepath.Dir(first.state.Made[0])
+	if err := first.Destroy(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(place); err != nil {
+		t.Errorf("the parent of a cgroup that is used was removed: %v", err)
+	}
+	// Containers that come and go at once do not take the parent from each other.
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			for j := range 10 {
+				key := fmt.Sprintf("%s-%d-%d", name, i, j)
+				c, err := Create(spec("pod/"+key, nil), key, Options{})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if err := c.Destroy(context.Background()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		if i == 4 {
+			if err := second.Destroy(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	all.Wait()
+	if _, err := os.Stat(place); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is left: %v", place, err)
+	}
+	// Containers of a daemon on this host may keep the default parent itself.
+	if entries, err := filepath.Glob(filepath.Dir(place) + "/*/cgroup.procs"); err == nil && len(entries) == 0 {
+		if _, err := os.Stat(filepath.Dir(place)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s is left empty: %v", filepath.Dir(place), err)
+		}
 	}
 }
 

@@ -48,7 +48,7 @@ func enter(c Config, control io.Writer) error {
 	if _, err := io.WriteString(control, ready); err != nil {
 		return err
 	}
-	env := []string{"PATH=/usr/bin", "LANG=C"}
+	env := append([]string{"PATH=/usr/bin", "LANG=C"}, c.Env...)
 	return fmt.Errorf("executing %s: %w", c.Argv[0], syscall.Exec(c.Argv[0], c.Argv, env))
 }
 

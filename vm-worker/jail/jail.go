@@ -47,6 +47,8 @@ type Config struct {
 	Root string `json:"root"`
 	// Argv is the program, an absolute path in the jail, and its arguments.
 	Argv []string `json:"argv"`
+	// Env is added to the program's environment, which is PATH and LANG.
+	Env []string `json:"env,omitempty"`
 	// Binds come on top of the system's libraries.
 	Binds []Bind `json:"binds,omitempty"`
 	// Devices are paths in /dev beside null, zero and urandom.

@@ -15,10 +15,6 @@ const (
 	// strayMax bounds the frames for channels without a relay in one session.
 	// Honest ones are what was on its way when a relay left.
 	strayMax = 1 << 18
-	// controlRate and controlBurst bound the guest's frames other than DATA,
-	// per second. An honest guest acknowledges each 64 KiB of input.
-	controlRate  = 50_000
-	controlBurst = 100_000
 	// controlQueue bounds the router's own words to the guest that wait.
 	controlQueue = 4096
 )
@@ -29,9 +25,8 @@ type guestConn struct {
 	own     chan []byte   // the router's own frames
 	done    chan struct{} // closed when ServeGuest has ended
 
-	stray  int
-	tokens float64
-	filled time.Time
+	stray int
+	pace  pace
 }
 
 // send passes a frame to the guest. It blocks while the link is full; errors
@@ -64,8 +59,6 @@ func (r *Router) ServeGuest(ctx context.Context, session stdio.Session) error {
 		session: session,
 		own:     make(chan []byte, controlQueue),
 		done:    make(chan struct{}),
-		tokens:  controlBurst,
-		filled:  time.Now(),
 	}
 	defer close(g.done)
 	if err := r.install(g); err != nil {
@@ -90,7 +83,7 @@ func (r *Router) ServeGuest(ctx context.Context, session stdio.Session) error {
 			}
 		}
 	}()
-	err := r.receive(g)
+	err := r.receive(ctx, g)
 	r.mu.Lock()
 	if r.guest == g {
 		r.guest = nil
@@ -138,7 +131,7 @@ func (r *Router) install(g *guestConn) error {
 	return nil
 }
 
-func (r *Router) receive(g *guestConn) error {
+func (r *Router) receive(ctx context.Context, g *guestConn) error {
 	for {
 		b, err := g.session.Recv()
 		if err != nil {
@@ -148,8 +141,16 @@ func (r *Router) receive(g *guestConn) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", ErrViolation, err)
 		}
-		if f.Type != stdio.TypeData && !g.allow(time.Now()) {
-			return fmt.Errorf("%w: more than %d control frames a second", ErrViolation, controlRate)
+		wait, err := g.pace.frame(time.Now(), f.Type != stdio.TypeData)
+		if err != nil {
+			return err
+		}
+		if wait > 0 {
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
 		if f.Type == stdio.TypeExit && r.firstExit(f.Channel) && r.cfg.OnExit != nil {
 			r.cfg.OnExit(f.Channel, f.Code(), f.Flags&stdio.FlagOOM != 0)
@@ -174,14 +175,6 @@ func (r *Router) firstExit(id uint32) bool {
 	return true
 }
 
-// allow takes one control frame from the guest's allowance.
-func (g *guestConn) allow(now time.Time) bool {
-	g.tokens = min(controlBurst, g.tokens+now.Sub(g.filled).Seconds()*controlRate)
-	g.filled = now
-	g.tokens--
-	return g.tokens >= 0
-}
-
 // fromGuest checks one frame and passes it to its relay.
 func (r *Router) fromGuest(g *guestConn, f stdio.Frame, frame []byte) error {
 	r.mu.Lock()
@@ -202,6 +195,9 @@ func (r *Router) fromGuest(g *guestConn, f stdio.Frame, frame []byte) error {
 		if f.Off+uint64(f.Len) > w.limit {
 			return fmt.Errorf("%w: channel %d, stream %d: data up to %d, window up to %d",
 				ErrViolation, f.Channel, f.Stream, f.Off+uint64(f.Len), w.limit)
+		}
+		if err := g.pace.repeated(time.Now(), ch.advance(f)); err != nil {
+			return err
 		}
 	case stdio.TypeAck, stdio.TypeResume:
 		if f.Stream != stdio.Stdin {

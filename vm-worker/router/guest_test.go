@@ -9,6 +9,7 @@ import (
 	"io"
 	"sync"
 	"testing"
+	"time"
 
 	"bulkhead/bus/stdio"
 	"bulkhead/vm-worker/router"
@@ -30,6 +31,8 @@ func TestGuestThatBreaksTheRulesLosesItsSession(t *testing.T) {
 		"a frame for agents":     {stdio.AppendSignal(nil, 1, 1, 9), 1},
 		"ack of its own output":  {stdio.AppendWindow(nil, stdio.TypeAck, 1, 0, 1, 0, 0), 1},
 		"a flood of syncs":       {stdio.AppendSimple(nil, stdio.TypeSync, 0, 1, 0), 300_000},
+		"the same output again":  {data(1, 0, stdio.MaxData), 300_000},
+		"exits without end":      {stdio.AppendExit(nil, 0, 1, 0, 1, 1), 300_000},
 		"unknown channels":       {stdio.AppendSimple(nil, stdio.TypeSync, 0, 77, 0), 300_000},
 	}
 	for name, c := range cases {
@@ -43,6 +46,7 @@ func TestGuestThatBreaksTheRulesLosesItsSession(t *testing.T) {
 			served := make(chan error, 1)
 			go func() { served <- rt.ServeGuest(t.Context(), g) }()
 			g.await(stdio.TypeResume, stdio.TypeSync) // the relay has granted its windows
+			began := time.Now()
 			for range c.repeat {
 				if !g.say(c.frame) {
 					break
@@ -51,8 +55,42 @@ func TestGuestThatBreaksTheRulesLosesItsSession(t *testing.T) {
 			if err := receive(t, served); !errors.Is(err, router.ErrViolation) {
 				t.Errorf("ended with %v", err)
 			}
+			if took := time.Since(began); took > 2*time.Second {
+				t.Errorf("the guest was cut after %v", took)
+			}
 		})
 	}
+}
+
+// TestGuestThatCutsItsOutputSmallIsSlowedNotCut holds for a process that writes
+// byte by byte: that is its right, and costs the host no more than a full stream.
+func TestGuestThatCutsItsOutputSmallIsSlowedNotCut(t *testing.T) {
+	rt := router.New(router.Config{})
+	t.Cleanup(rt.Close)
+	rg := &rig{t: t, ctx: t.Context(), router: rt}
+	c := &container{}
+	c.relay = rg.startRelay(c)
+	rg.attach(1, c.relay.Socket)
+	go io.Copy(io.Discard, c.stdout)
+	g := newFakeGuest()
+	served := make(chan error, 1)
+	go func() { served <- rt.ServeGuest(t.Context(), g) }()
+	g.await(stdio.TypeResume, stdio.TypeSync)
+	began := time.Now()
+	const frames = 100_000
+	frame := make([]byte, stdio.HeaderSize+1)
+	for off := range uint64(frames) {
+		stdio.Header{Type: stdio.TypeData, Stream: 1, Channel: 1, Off: off, Len: 1}.Put(frame)
+		if !g.say(bytes.Clone(frame)) {
+			t.Fatalf("cut after %d bytes: %v", off, receive(t, served))
+		}
+	}
+	// 250 ms of the rate are free.
+	if took := time.Since(began); took < 1500*time.Millisecond {
+		t.Errorf("%d frames were taken in %v", frames, took)
+	}
+	g.Close()
+	receive(t, served)
 }
 
 // fakeGuest is a session whose guest is the test.

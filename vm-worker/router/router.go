@@ -72,6 +72,7 @@ type channel struct {
 	id       uint32
 	relay    *relayConn // nil while none is connected
 	granted  [3]window  // by the relay of this connection, per output stream
+	sent     [3]uint64  // end of what the guest has sent, per output stream
 	exited   bool
 	finished bool // the relay has acknowledged the exit
 	detached bool // the relay will never come back

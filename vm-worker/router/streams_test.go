@@ -179,6 +179,34 @@ func TestExitWaitsForTheOutputToBeRead(t *testing.T) {
 	}
 }
 
+func TestExitIsToldAlthoughNobodyReads(t *testing.T) {
+	const size = 300_000 // fills the window, and half of the process's own pipe
+	run := func(t *testing.T) *container {
+		r := newRig(t)
+		c := r.run(1, []string{"sh", "-c", fmt.Sprintf("head -c %d /dev/zero; exit 5", size)})
+		if got := receive(t, r.exits); got != [2]int{1, 5} {
+			t.Errorf("exit %v", got)
+		}
+		return c
+	}
+	t.Run("what is left goes out when somebody reads", func(t *testing.T) {
+		c := run(t)
+		if got := readAll(t, c.stdout); len(got) != size {
+			t.Errorf("%d bytes on stdout", len(got))
+		}
+		if code := c.code(t, 5*time.Second); code != 5 {
+			t.Errorf("exit code %d", code)
+		}
+	})
+	t.Run("who asks for the end gets it, with the process's own code", func(t *testing.T) {
+		c := run(t)
+		syscall.Kill(c.relay.PID, unix.SIGTERM)
+		if code := c.code(t, 5*time.Second); code != 5 {
+			t.Errorf("exit code %d", code)
+		}
+	})
+}
+
 func TestSlowRelayStallsNobodyElse(t *testing.T) {
 	r := newRig(t)
 	slow := r.run(1, []string{"sh", "-c", "yes | head -c 3000000"})

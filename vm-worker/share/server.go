@@ -33,6 +33,7 @@ const (
 	maxConnections = 64
 	sendTimeout    = 10 * time.Second // from a connection to its last packet
 	defaultExpiry  = 30 * time.Second
+	acceptRest     = 100 * time.Millisecond // after a failure to accept
 )
 
 // ErrUnknownToken says that nothing is held under a token: it was never handed
@@ -94,8 +95,18 @@ func (s *Server) Serve(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("accepting a handover: %w", err)
+		}
+		if err != nil {
+			// Out of descriptors, most likely: those that end make room, and a host full
+			// of containers must not lose its vm service for it.
+			s.log.Error("accepting a handover failed", "error", err)
+			select {
+			case <-time.After(acceptRest):
+			case <-ctx.Done():
+			}
+			continue
 		}
 		select {
 		case slots <- struct{}{}:

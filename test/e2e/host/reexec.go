@@ -19,12 +19,12 @@ func Main() {
 	if role == "" {
 		return
 	}
-	os.Unsetenv(reexecEnv) // what the helper starts is none
-	var err error
-	switch role {
-	case "monitor":
+	err := os.Unsetenv(reexecEnv) // what the helper starts is none
+	switch {
+	case err != nil:
+	case role == "monitor":
 		err = monitorMain(os.Args[1], os.Args[2:])
-	case "janitor":
+	case role == "janitor":
 		err = janitorMain(os.Args[1])
 	default:
 		err = fmt.Errorf("no helper %q", role)

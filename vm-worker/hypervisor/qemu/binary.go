@@ -22,8 +22,9 @@ const minMajor = 7
 type binary struct {
 	name string
 
-	mu   sync.Mutex
-	path string // guarded by mu: set once found good
+	mu      sync.Mutex // guards what follows, set once found good
+	path    string
+	version [2]int
 }
 
 var versionPattern = regexp.MustCompile(`QEMU emulator version (\d+)\.(\d+)`)
@@ -55,9 +56,18 @@ func (b *binary) find(ctx context.Context) (string, error) {
 	if m == nil {
 		return "", fmt.Errorf("%s does not say that it is QEMU: name a qemu-system-x86_64", path)
 	}
-	if major, err := strconv.Atoi(string(m[1])); err != nil || major < minMajor {
+	major, majorErr := strconv.Atoi(string(m[1]))
+	minor, minorErr := strconv.Atoi(string(m[2]))
+	if majorErr != nil || minorErr != nil || major < minMajor {
 		return "", fmt.Errorf("%s is QEMU %s.%s: install QEMU %d.2 or newer", path, m[1], m[2], minMajor)
 	}
-	b.path = path
+	b.path, b.version = path, [2]int{major, minor}
 	return path, nil
+}
+
+// release is the version of what find found.
+func (b *binary) release() [2]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.version
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Names and bounds of the console's log: the newest half is in console.log, the
@@ -31,7 +32,7 @@ type console struct {
 	done chan struct{} // closed when the connection has ended and all is kept
 
 	mu   sync.Mutex
-	tail []byte   // guarded by mu: at most two halves, newest last
+	tail []byte   // guarded by mu: the newest two halves are at its end
 	file *os.File // guarded by mu: nil after a write error
 	size int      // guarded by mu: bytes in file
 }
@@ -65,14 +66,28 @@ func loadTail(dir string) []byte {
 	return tail
 }
 
+// consoleRest is how long what the guest says is left to gather before it is
+// read: QEMU passes a serial port on byte by byte, and a guest that floods it
+// shall not cost the host a system call for each. Until then it waits in the
+// socket, whose room is QEMU's to bear.
+const consoleRest = 2 * time.Millisecond
+
 func (c *console) read() {
 	defer close(c.done)
-	buf := make([]byte, 4096)
+	buf := make([]byte, 32<<10)
+	rest := time.NewTimer(0)
+	defer rest.Stop()
 	for {
+		<-rest.C
 		n, err := c.conn.Read(buf)
 		c.keep(buf[:n])
 		if err != nil {
 			break
+		}
+		if n == len(buf) { // a backlog is not left to grow
+			rest.Reset(0)
+		} else {
+			rest.Reset(consoleRest)
 		}
 	}
 	c.mu.Lock()
@@ -86,10 +101,13 @@ func (c *console) read() {
 func (c *console) keep(b []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if over := len(c.tail) + len(b) - 2*consoleHalf; over > 0 {
-		c.tail = append(c.tail[:0], c.tail[over:]...)
+	if len(b) == 0 {
+		return
 	}
-	c.tail = append(c.tail, b...)
+	// Cut to two halves when there are four, so that a byte is moved once at most.
+	if c.tail = append(c.tail, b...); len(c.tail) > 4*consoleHalf {
+		c.tail = append(c.tail[:0], c.tail[len(c.tail)-2*consoleHalf:]...)
+	}
 	if c.file == nil {
 		return
 	}

@@ -40,8 +40,12 @@ const killTimeout = 10 * time.Second
 
 // capabilities are what QEMU's 9p server needs to act for the guest's root on
 // the files of the share (security_model=passthrough), and no others.
+//
+// CAP_DAC_READ_SEARCH is not among them: CAP_DAC_OVERRIDE covers what the share
+// does with it, and it alone permits open_by_handle_at(2), which opens any
+// file of a file system of which the jail shows a corner, such as /usr.
 var capabilities = []uintptr{
-	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER,
+	unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_FOWNER,
 	unix.CAP_FSETID, unix.CAP_MKNOD, unix.CAP_SETFCAP,
 }
 
@@ -50,14 +54,18 @@ type Options struct {
 	// Binary is QEMU, a name in PATH or an absolute path below /usr; default
 	// qemu-system-x86_64.
 	Binary string
-	Log    hclog.Logger
+	// Preload is the library named by the constant of that name; empty means the
+	// one beside the running program, or in /usr/libexec/bulkhead.
+	Preload string
+	Log     hclog.Logger
 }
 
 // Driver starts and adopts QEMU machines. The program that uses it must call
 // jail.Main first in its main.
 type Driver struct {
-	binary binary
-	log    hclog.Logger
+	binary  binary
+	preload preload
+	log     hclog.Logger
 }
 
 var _ hypervisor.Driver = (*Driver)(nil)
@@ -70,7 +78,7 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
 	}
-	return &Driver{binary: binary{name: o.Binary}, log: o.Log}
+	return &Driver{binary: binary{name: o.Binary}, preload: preload{path: o.Preload}, log: o.Log}
 }
 
 // Name implements hypervisor.Driver.
@@ -121,7 +129,7 @@ func (d *Driver) start(ctx context.Context, s hypervisor.Spec) (_ *vm, err error
 	if err != nil {
 		return nil, err
 	}
-	process, err := jail.Start(ctx, jailConfig(s, args(binary, s, imageBytes)), given, stderr, func(pid int) error {
+	process, err := jail.Start(ctx, preloaded(jailConfig(s, args(binary, s, imageBytes)), d.preload.find(d.binary.release(), d.log)), given, stderr, func(pid int) error {
 		if rec.Process, err = hypervisor.FindProcess(pid); err != nil {
 			return err
 		}
@@ -276,5 +284,13 @@ func withErrorLog(err error, log *os.File) error {
 
 func lastLine(text string) string {
 	line := text[strings.LastIndexByte(text, '\n')+1:]
-	return line[:min(len(line), 300)]
+	return engineSafe.Replace(line[:min(len(line), 300)])
 }
+
+// engineSafe rewords what engines, finding it in a runtime's output, take for
+// the container's command being missing or forbidden.
+var engineSafe = strings.NewReplacer(
+	"No such file or directory", "the file is missing", "no such file or directory", "the file is missing",
+	"Permission denied", "access is refused", "permission denied", "access is refused",
+	"executable file not found", "the program is missing",
+)

@@ -22,6 +22,9 @@ import (
 
 func TestMain(m *testing.M) {
 	jail.Main()
+	if os.Args[0] == handleOpener {
+		openByHandle()
+	}
 	if dir := os.Getenv(starterDir); dir != "" {
 		starter(dir)
 	}
@@ -94,7 +97,12 @@ func newSpec(t testing.TB) hypervisor.Spec {
 // startVM starts a VM that the test's end kills.
 func startVM(t testing.TB, s hypervisor.Spec) hypervisor.VM {
 	t.Helper()
-	v, err := New(Options{}).Start(t.Context(), s)
+	return startVMWith(t, Options{}, s)
+}
+
+func startVMWith(t testing.TB, o Options, s hypervisor.Spec) hypervisor.VM {
+	t.Helper()
+	v, err := New(o).Start(t.Context(), s)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ package qemu
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -13,6 +14,9 @@ import (
 	"testing"
 
 	"bulkhead/vm-worker/hypervisor"
+	"bulkhead/vm-worker/jail"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestQEMUIsJailed(t *testing.T) {
@@ -84,6 +88,58 @@ func TestQEMUIsJailed(t *testing.T) {
 	}
 	if stat := strings.Fields(readFile(t, proc+"/stat")); stat[5] != stat[0] {
 		t.Errorf("QEMU is in session %s, not one of its own", stat[5])
+	}
+}
+
+// handleOpener is argv[0] of this program in a jail, with QEMU's rights.
+const handleOpener = "/open-by-handle"
+
+// openByHandle tells on descriptor 3 whether files can be opened past the jail's
+// root, by their handles.
+func openByHandle() {
+	out := os.NewFile(3, "out")
+	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, "/usr", 0)
+	if err == nil {
+		var mount, fd int
+		if mount, err = unix.Open("/usr", unix.O_RDONLY, 0); err == nil {
+			if fd, err = unix.OpenByHandleAt(mount, handle, unix.O_RDONLY); err == nil {
+				unix.Close(fd)
+			}
+		}
+	} else { // a file system without handles: the right is asked for first all the same
+		_, err = unix.OpenByHandleAt(unix.AT_FDCWD, unix.NewFileHandle(1, make([]byte, 8)), unix.O_RDONLY)
+	}
+	fmt.Fprint(out, err)
+	os.Exit(0)
+}
+
+func TestQEMUCannotOpenFilesByHandlePastItsRoot(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("jails need root")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p, err := jail.Start(t.Context(), jail.Config{
+		Root: t.TempDir(), Argv: []string{handleOpener}, Binds: []jail.Bind{{Source: self, Target: handleOpener}}, Capabilities: capabilities,
+	}, []*os.File{w}, os.Stderr, nil)
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := io.ReadAll(r)
+	if _, waitErr := p.Wait(); err != nil || waitErr != nil {
+		t.Fatal(err, waitErr)
+	}
+	if string(said) != unix.EPERM.Error() {
+		t.Errorf("open_by_handle_at gives %q in the jail, want %q", said, unix.EPERM)
 	}
 }
 

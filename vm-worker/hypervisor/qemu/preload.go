@@ -1,0 +1,64 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/hashicorp/go-hclog"
+
+	"bulkhead/vm-worker/jail"
+)
+
+// Preload is the name of the library that lets QEMU before 9.2 make special
+// files on the share; preload/special_files.c says how and why.
+const Preload = "bulkhead-qemu-special-files.so"
+
+// jailPreload is where the jail shows it.
+const jailPreload = "/preload.so"
+
+// preload finds the library, once. A QEMU without need of it, and a host without
+// it, do without.
+type preload struct {
+	path string // from Options: empty means beside the program, or where packages put it
+
+	once  sync.Once
+	found string
+}
+
+// find returns the library's path, or nothing.
+func (p *preload) find(version [2]int, log hclog.Logger) string {
+	p.once.Do(func() {
+		if version[0] > 9 || version[0] == 9 && version[1] >= 2 {
+			return
+		}
+		candidates := []string{p.path}
+		if p.path == "" {
+			candidates = []string{"/usr/libexec/bulkhead/" + Preload}
+			if self, err := os.Executable(); err == nil {
+				candidates = append([]string{filepath.Join(filepath.Dir(self), Preload)}, candidates...)
+			}
+		}
+		for _, c := range candidates {
+			if info, err := os.Stat(c); err == nil && info.Mode().IsRegular() {
+				p.found = c
+				return
+			}
+		}
+		log.Warn("containers cannot make FIFOs, sockets and device nodes on shared file systems: this QEMU needs a library that is not there",
+			"qemu_version", version, "looked_for", candidates)
+	})
+	return p.found
+}
+
+// preloaded adds the library to a jail.
+func preloaded(c jail.Config, library string) jail.Config {
+	if library != "" {
+		c.Binds = append(c.Binds, jail.Bind{Source: library, Target: jailPreload})
+		c.Env = append(c.Env, "LD_PRELOAD="+jailPreload)
+	}
+	return c
+}
