@@ -24,8 +24,8 @@ var createCommand = command{
 		if err != nil {
 			return err
 		}
-		ctx, stop := interruptible(ctx)
-		defer stop()
+		ctx, signals := interruptible(ctx)
+		defer signals.stop()
 		_, err = create(ctx, inv, ref, opts)
 		return err
 	},

@@ -71,8 +71,8 @@ func execute(ctx context.Context, inv *invocation) (_ int, retErr error) {
 	if len(inv.StringSlice("cgroup")) > 0 {
 		return 0, errors.New("--cgroup: sub-cgroups of a container cannot be chosen for its programs")
 	}
-	signalCtx, stop := interruptible(ctx)
-	defer stop()
+	signalCtx, signals := interruptible(ctx)
+	defer signals.stop()
 	setUp, cancel := context.WithTimeout(signalCtx, commandDeadline)
 	defer cancel()
 	operation := bus.NewOperationID()
@@ -131,6 +131,5 @@ func execute(ctx context.Context, inv *invocation) (_ int, retErr error) {
 	if !opts.foreground {
 		return 0, nil
 	}
-	stop() // from here on signals are the program's
-	return waitForeground(ctx, relay)
+	return waitForeground(ctx, relay, signals)
 }

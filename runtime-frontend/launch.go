@@ -8,11 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"os/user"
 	"path/filepath"
 	"strconv"
-	"syscall"
 
 	"bulkhead/bus"
 	vmv1 "bulkhead/proto/vm/v1"
@@ -205,18 +203,4 @@ func owner() string {
 		return u.Username
 	}
 	return "#" + uid
-}
-
-// interruptible ends the context at a signal that asks the command to end, so
-// that what it did is undone first.
-func interruptible(ctx context.Context) (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
-}
-
-// interrupted prefers the signal to what it caused.
-func interrupted(ctx context.Context, err error) error {
-	if errors.Is(ctx.Err(), context.Canceled) {
-		return fmt.Errorf("%w, and what was done is undone", context.Cause(ctx))
-	}
-	return err
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/signal"
 
 	"github.com/urfave/cli/v3"
 	"golang.org/x/sys/unix"
@@ -38,8 +37,8 @@ func runContainer(ctx context.Context, inv *invocation) error {
 		return err
 	}
 	opts.foreground = !inv.Bool("detach")
-	createCtx, stop := interruptible(ctx)
-	defer stop()
+	createCtx, signals := interruptible(ctx)
+	defer signals.stop()
 	relay, err := create(createCtx, inv, ref, opts)
 	if err != nil {
 		return err
@@ -62,8 +61,7 @@ func runContainer(ctx context.Context, inv *invocation) error {
 	if !opts.foreground {
 		return nil
 	}
-	stop() // from here on signals are the container's
-	status, err := waitForeground(ctx, relay)
+	status, err := waitForeground(ctx, relay, signals)
 	if !inv.Bool("keep") {
 		removeCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commandDeadline)
 		defer cancel()
@@ -82,36 +80,8 @@ func runContainer(ctx context.Context, inv *invocation) error {
 
 // waitForeground passes the signals that this command gets on to the relay,
 // which is the container on the host, until it ends.
-func waitForeground(ctx context.Context, relay hostProcess) (int, error) {
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
-	done, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		for {
-			select {
-			case s := <-signals:
-				if sig, ok := s.(unix.Signal); ok && forwarded(sig) {
-					_ = unix.Kill(int(relay.Identity().GetPid()), sig)
-				}
-			case <-done:
-				return
-			}
-		}
-	}()
-	status, err := relay.Wait(ctx)
-	signal.Stop(signals)
-	close(done)
-	<-stopped
-	return status, err
-}
-
-// forwarded excludes the signals that are news about us: our children, the Go
-// scheduler's own, our terminal's size, and job control's, which would stop the relay and not the container.
-func forwarded(sig unix.Signal) bool {
-	switch sig {
-	case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE, unix.SIGTTIN, unix.SIGTTOU, unix.SIGWINCH:
-		return false
-	}
-	return true
+func waitForeground(ctx context.Context, relay hostProcess, signals *interrupts) (int, error) {
+	pid := int(relay.Identity().GetPid())
+	signals.forwardTo(func(sig unix.Signal) { _ = unix.Kill(pid, sig) })
+	return relay.Wait(ctx)
 }

@@ -53,14 +53,13 @@ func (c *container) undoHalf(ctx context.Context) {
 		}
 		s.endLinks()
 	} else if vm := s.living(); vm != nil {
-		c.w.tasks.Go(func() { // the guest is only being woken
-			if err := s.agentDelete(c.w.context(), c.key); err != nil {
-				c.w.log.Warn("half-made container not removed from the guest", "container", c.rec.Ref.Id, "error", err)
-			}
-			if err := vm.DetachMounts(c.w.context(), c.key); err != nil {
-				c.w.log.Warn("mounts of a half-made container not detached", "container", c.rec.Ref.Id, "error", err)
-			}
-		})
+		// Not behind the back of a new container with the same name.
+		if err := s.agentDelete(ctx, c.key); err != nil {
+			c.w.log.Warn("half-made container not removed from the guest", "container", c.rec.Ref.Id, "error", err)
+		}
+		if err := vm.DetachMounts(ctx, c.key); err != nil {
+			c.w.log.Warn("mounts of a half-made container not detached", "container", c.rec.Ref.Id, "error", err)
+		}
 	}
 	c.mu.Lock()
 	c.relay = findRelay(c.rec.Relay)

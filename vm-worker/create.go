@@ -128,13 +128,7 @@ func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
 		}
 		return host.sb, nil
 	}
-	running := 0
-	for _, s := range w.sandboxes {
-		if !s.stopped() {
-			running++
-		}
-	}
-	if running >= w.cfg.MaxVMs {
+	if running := w.runningLocked(); running >= w.cfg.MaxVMs {
 		return nil, bus.Errorf(bus.ResourceExhausted, "this host already runs %d VMs, the most that [vm] max_vms allows", running)
 	}
 	return w.newSandbox(&vmv1.Sandbox{Id: newSandboxID(), Created: timestamppb.Now()}), nil

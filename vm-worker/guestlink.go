@@ -110,20 +110,17 @@ func (s *sandbox) serveCtl(ctx context.Context, sess *link.Session) error {
 		_, err := io.Copy(dst, src)
 		done <- err
 	}
-	go pump(toBus, guest)
-	go pump(guest, toBus)
-	pumps := cap(done)
+	var pumps sync.WaitGroup
+	pumps.Go(func() { pump(toBus, guest) })
+	pumps.Go(func() { pump(guest, toBus) })
 	select {
 	case err = <-done:
-		pumps--
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
 	toBus.Close()
 	guest.Close()
-	for range pumps {
-		<-done
-	}
+	pumps.Wait()
 	return err
 }
 

@@ -167,7 +167,7 @@ type machine struct {
 	done  chan struct{}
 }
 
-func take(rec hypervisor.Record) (*machine, error) {
+func take(rec hypervisor.Record) (hypervisor.VM, error) {
 	pidfd, err := rec.Pidfd()
 	if err != nil {
 		return nil, err

@@ -132,5 +132,5 @@ func hostMemory() uint64 {
 	if err := unix.Sysinfo(&info); err != nil {
 		return math.MaxInt64 // it has no error but a bad address
 	}
-	return uint64(info.Totalram) * uint64(info.Unit)
+	return info.Totalram * uint64(info.Unit)
 }

@@ -68,9 +68,12 @@ func (w *Worker) adopt(ctx context.Context, st *stored) error {
 	}
 	if vm == nil {
 		s.closing = true
-		s.rec.State = "stopped"
 		if s.rec.EndReason == "" {
 			s.rec.EndReason = "its VM ended while no worker was running"
+		}
+		if s.rec.State != "stopped" {
+			s.rec.State = "stopped"
+			w.event(ctx, "sandbox", s.id, "stopped", map[string]string{"reason": s.rec.EndReason})
 		}
 	}
 	w.mu.Lock()
@@ -126,7 +129,11 @@ func (w *Worker) adoptable(ctx context.Context, id string) (hypervisor.VM, error
 	if rec.Driver != w.driver.Name() {
 		return nil, fmt.Errorf("it was started by driver %s, and this worker drives %s", rec.Driver, w.driver.Name())
 	}
-	return w.driver.Adopt(ctx, rec)
+	vm, err := w.driver.Adopt(ctx, rec)
+	if err != nil {
+		return nil, err
+	}
+	return vm, nil
 }
 
 // killRecorded ends the process of a VM that cannot be adopted.

@@ -4,6 +4,7 @@
 package vmworker_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
@@ -146,7 +147,7 @@ func TestACreateCutShortIsUndone(t *testing.T) {
 			o := fake.Options{}
 			kill := h.serveChild(o)
 			r := startRelay(t, h.bus.RunDir)
-			ctx := operation(t)
+			ctx, cancel := context.WithCancel(operation(t))
 			req := h.request(ctx, "c1", r, h.bundle("c1", "true"))
 			answered := make(chan error, 1)
 			go func() {
@@ -156,7 +157,8 @@ func TestACreateCutShortIsUndone(t *testing.T) {
 			h.await("", moment)
 			kill()
 			r.vanish() // the frontend hears of it and gives up
-			defer func() { <-answered }()
+			cancel()
+			<-answered
 			r.expectEnded()
 			h.serveChild(o)
 			h.await("c1", "deleted")
@@ -222,5 +224,40 @@ func TestDamagedAndEmptyDirectoriesAreRemoved(t *testing.T) {
 	}
 	h.serve()
 	r.expectEnded() // with the VM, whose record named it no more
+	h.expectNothing()
+}
+
+// A worker may die between starting a container and recording it.
+func TestAStartCutShortIsFoundOut(t *testing.T) {
+	h := newBus(t)
+	begun := make(chan struct{})
+	o := fake.Options{Script: func(ctx context.Context, _ fake.Process) int {
+		close(begun)
+		<-ctx.Done()
+		return 0
+	}}
+	kill := h.serveChild(o)
+	r := h.create("c1", "waits")
+	ctx := operation(t)
+	asking, cancel := context.WithCancel(ctx)
+	answered := make(chan error, 1)
+	go func() {
+		_, err := call[vmv1.StartReply](asking, h, "start", &vmv1.StartRequest{Ref: ref("c1")})
+		answered <- err
+	}()
+	<-begun
+	kill()
+	cancel()
+	<-answered
+	h.serveChild(o)
+	reply, err := call[vmv1.StartReply](ctx, h, "start", &vmv1.StartRequest{Ref: ref("c1")})
+	if err != nil || reply.Container.GetStatus() != running {
+		t.Errorf("the same start again gives %v, %v", reply, err)
+	}
+	_, err = call[vmv1.StartReply](t.Context(), h, "start", &vmv1.StartRequest{Ref: ref("c1")})
+	refused(t, "another start", err, bus.FailedPrecondition, "cannot start an already running container")
+	h.expectRecordsAgree()
+	h.delete("c1", true)
+	r.expectEnded()
 	h.expectNothing()
 }

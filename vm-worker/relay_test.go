@@ -106,13 +106,8 @@ func (r *relay) identity() *vmv1.Relay {
 	return &vmv1.Relay{Pid: int32(r.process.PID), StartTime: r.process.StartTime, Socket: r.socket}
 }
 
-// commit lets the relay outlive its frontend.
-func (r *relay) commit() {
-	r.t.Helper()
-	if _, err := r.control.Write([]byte("commit")); err != nil {
-		r.t.Fatal(err)
-	}
-}
+// commit lets the relay outlive its frontend. It may have ended already.
+func (r *relay) commit() { _, _ = r.control.Write([]byte("commit")) }
 
 // vanish is the death of the frontend.
 func (r *relay) vanish() { r.control.Close() }
@@ -154,6 +149,8 @@ func (r *relay) expectEnded() {
 	r.t.Helper()
 	r.code()
 }
+
+func kill15(r *relay) { _ = r.cmd.Process.Signal(syscall.SIGTERM) }
 
 func kill9(t *testing.T, pid int) {
 	t.Helper()

@@ -7,6 +7,7 @@ import (
 	"context"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"bulkhead/bus"
@@ -16,9 +17,19 @@ import (
 // start lets the container's process run. Repeating the operation that started
 // it is harmless; another start of a running container is refused.
 func (w *Worker) start(ctx context.Context, req *vmv1.StartRequest) (*vmv1.StartReply, error) {
-	return repeatable(ctx, w, "start", req, func(ctx context.Context, _ bool) (*vmv1.StartReply, error) {
+	reply, err := repeatable(ctx, w, "start", req, func(ctx context.Context, _ bool) (*vmv1.StartReply, error) {
 		return w.startNow(ctx, req)
 	})
+	if err != nil {
+		return nil, err
+	}
+	// The hooks are no part of what is recorded and published of an operation: they
+	// hold environments. A repeat finds them where the first did.
+	reply = proto.CloneOf(reply)
+	if c, err := w.find(req.Ref); err == nil {
+		reply.Hooks = c.hooks()
+	}
+	return reply, nil
 }
 
 func (w *Worker) startNow(ctx context.Context, req *vmv1.StartRequest) (*vmv1.StartReply, error) {
@@ -30,7 +41,7 @@ func (w *Worker) startNow(ctx context.Context, req *vmv1.StartRequest) (*vmv1.St
 	op := bus.OperationFrom(ctx)
 	rec := c.snapshot()
 	if op != "" && rec.StartOperationId == op && rec.Started != nil {
-		return &vmv1.StartReply{Container: rec, Sandbox: c.sb.record(), Hooks: c.hooks()}, nil
+		return &vmv1.StartReply{Container: rec, Sandbox: c.sb.record()}, nil
 	}
 	switch rec.Status {
 	case vmv1.ContainerStatus_CONTAINER_STATUS_CREATED:
@@ -69,5 +80,5 @@ func (w *Worker) startNow(ctx context.Context, req *vmv1.StartRequest) (*vmv1.St
 		return nil, err
 	}
 	w.event(ctx, "container", rec.Ref.Id, "started", map[string]string{"sandbox": c.sb.id})
-	return &vmv1.StartReply{Container: c.snapshot(), Sandbox: c.sb.record(), Hooks: c.hooks()}, nil
+	return &vmv1.StartReply{Container: c.snapshot(), Sandbox: c.sb.record()}, nil
 }

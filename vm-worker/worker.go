@@ -208,8 +208,20 @@ func (w *Worker) detail() string {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return fmt.Sprintf("%d containers in %d VMs of %s; accelerator %s: %s",
-		len(w.containers), len(w.sandboxes), w.driver.Name(), accel, reason)
+	return fmt.Sprintf("%d containers; %d VMs of %s run; accelerator %s: %s",
+		len(w.containers), w.runningLocked(), w.driver.Name(), accel, reason)
+}
+
+// runningLocked counts the VMs that run or are being started. The caller holds
+// w.mu.
+func (w *Worker) runningLocked() int {
+	running := 0
+	for _, s := range w.sandboxes {
+		if !s.stopped() {
+			running++
+		}
+	}
+	return running
 }
 
 // accelerator resolves the configured accelerator, once.

@@ -47,7 +47,7 @@ func TestStartErrorIsSaidOnce(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	other := errors.New("init: a; runc init error(s): b")
-	if got := tidyStartError(other); got != other {
+	if got := tidyStartError(other); !errors.Is(got, other) {
 		t.Errorf("a second reason was lost: %v", got)
 	}
 }

@@ -111,8 +111,8 @@ func refuseLinux(l *specs.Linux) error {
 func refuseResources(r *specs.LinuxResources) error {
 	if m := r.Memory; m != nil {
 		if err := firstRefusal([]refusal{
-			{positive(m.Kernel), "linux.resources.memory.kernel", whyCgroup2},       //nolint:staticcheck // deprecated, still sent
-			{positive(m.KernelTCP), "linux.resources.memory.kernelTCP", whyCgroup2}, //nolint:staticcheck // deprecated, still sent
+			{positive(m.Kernel), "linux.resources.memory.kernel", whyCgroup2},
+			{positive(m.KernelTCP), "linux.resources.memory.kernelTCP", whyCgroup2},
 			{m.Swappiness != nil, "linux.resources.memory.swappiness", whyCgroup2},
 			{isTrue(m.DisableOOMKiller), "linux.resources.memory.disableOOMKiller", whyCgroup2},
 			{m.UseHierarchy != nil && !*m.UseHierarchy, "linux.resources.memory.useHierarchy false", whyCgroup2},

@@ -134,5 +134,5 @@ func Memory() (total, free uint64) {
 	if err := unix.Sysinfo(&info); err != nil {
 		return 0, 0
 	}
-	return uint64(info.Totalram) * uint64(info.Unit), uint64(info.Freeram) * uint64(info.Unit)
+	return info.Totalram * uint64(info.Unit), info.Freeram * uint64(info.Unit)
 }

@@ -48,6 +48,7 @@ func TestAgent(t *testing.T) {
 		{"signals to all do not undo a pause", pauseAmongSignals},
 		{"host's processor numbers and odd mounts are understood", hostNumbers},
 		{"privileged means all of the guest", privileged},
+		{"failing hook in the container ends it", failingHook},
 		{"without a limit the guest's memory is the limit", guestOutOfMemory},
 		{"a new link loses no byte and no exit code", newLink},
 	} {

@@ -52,7 +52,7 @@ func dockerSpec(t testing.TB, p *specs.Process) *specs.Spec {
 			{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=67108864"}},
 		},
-		Hooks: &specs.Hooks{Prestart: []specs.Hook{{Path: "/proc/1/exe"}}}, //nolint:staticcheck // Docker before 28
+		Hooks: &specs.Hooks{Prestart: []specs.Hook{{Path: "/proc/1/exe"}}}, // Docker before 28
 		Linux: &specs.Linux{
 			CgroupsPath: "/docker/c0ffee",
 			Namespaces: []specs.LinuxNamespace{

@@ -130,6 +130,9 @@ func (s *Sender) Resume(off, limit uint64, flags uint16) error {
 	return nil
 }
 
+// Release gives the memory of a sender at rest back.
+func (s *Sender) Release() { s.ring.Release() }
+
 func (s *Sender) close() {
 	s.closed = true
 	s.next = s.ring.End()
@@ -221,6 +224,9 @@ func (r *Receiver) Close() {
 
 // Closed says whether Close was called.
 func (r *Receiver) Closed() bool { return r.closed }
+
+// Release gives the memory of a receiver at rest back.
+func (r *Receiver) Release() { r.ring.Release() }
 
 func (r *Receiver) limit() uint64 { return r.ring.Base() + Window }
 

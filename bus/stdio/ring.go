@@ -3,11 +3,17 @@
 
 package stdio
 
-// ringMin is the smallest buffer a ring holds while it is not empty.
-const ringMin = 4 << 10
+const (
+	// ringMin is the smallest buffer a ring holds while it is not empty.
+	ringMin = 4 << 10
+	// ringKeep is the largest buffer a ring keeps while it is empty, so that a
+	// stream in motion does not allocate for every frame.
+	ringKeep = 64 << 10
+)
 
 // Ring is a queue of bytes with absolute offsets: it holds [Base, End). It
-// grows with its contents up to a maximum and gives its memory back when empty.
+// grows with its contents up to a maximum and gives memory back when empty: what
+// exceeds ringKeep at once, the rest by Release.
 // The zero value has no room; use NewRing.
 type Ring struct {
 	buf  []byte // its length is zero or a power of two
@@ -72,11 +78,15 @@ func (r *Ring) Free(off uint64) {
 	k := min(off-r.base, uint64(r.n))
 	r.base += k
 	r.n -= int(k)
-	switch {
-	case r.n == 0 && len(r.buf) > ringMin:
+	if r.n == 0 && len(r.buf) > ringKeep {
 		r.buf = nil
-	case r.n <= ringMin && len(r.buf) >= 4*ringMin:
-		r.resize(ringMin)
+	}
+}
+
+// Release gives the buffer of an empty ring back: for a stream that has come to rest.
+func (r *Ring) Release() {
+	if r.n == 0 {
+		r.buf = nil
 	}
 }
 

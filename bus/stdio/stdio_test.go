@@ -100,8 +100,12 @@ func TestRingHoldsWhatWasWrittenAndGivesMemoryBack(t *testing.T) {
 		}
 	}
 	r.Free(r.End())
-	if cap(r.buf) > ringMin {
+	if cap(r.buf) > ringKeep {
 		t.Errorf("an empty ring holds %d bytes", cap(r.buf))
+	}
+	r.Release()
+	if cap(r.buf) != 0 {
+		t.Errorf("a released ring holds %d bytes", cap(r.buf))
 	}
 }
 

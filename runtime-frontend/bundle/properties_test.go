@@ -100,6 +100,10 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		{"linux.devices", "host's devices", func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
 		}},
+		{"linux.devices", "/dev/sda", func(s *specs.Spec) { // allowed, then all forbidden: not privileged
+			s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}, {Access: "rwm"}}
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+		}},
 		{"linux.resources.hugepageLimits", "huge page", func(s *specs.Spec) {
 			s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 1}}
 		}},
@@ -163,6 +167,10 @@ func TestWhatEnginesWriteForNothingPasses(t *testing.T) {
 		"private root":            func(s *specs.Spec) { s.Linux.RootfsPropagation = "rprivate" },
 		"devices of every kernel": func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}}
+		},
+		"devices of a privileged container": func(s *specs.Spec) {
+			s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}, {Path: "/dev/kvm", Type: "c", Major: 10, Minor: 232}}
 		},
 		"relative destination": func(s *specs.Spec) { s.Mounts[0].Destination = "proc" },
 		"recursive read-only": func(s *specs.Spec) {

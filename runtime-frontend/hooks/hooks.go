@@ -127,7 +127,7 @@ func memory(name string, contents []byte) (*os.File, error) {
 		return nil, fmt.Errorf("making an anonymous file: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), name)
-	if _, err := f.Write(contents); err == nil {
+	if _, err = f.Write(contents); err == nil {
 		_, err = f.Seek(0, io.SeekStart)
 	}
 	if err != nil {

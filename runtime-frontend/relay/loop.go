@@ -99,6 +99,9 @@ func (l *loop) wait() {
 func (l *loop) giveBack() {
 	l.mu.Lock()
 	l.warm = false
+	l.in.Release()
+	l.out[0].Release()
+	l.out[1].Release()
 	l.mu.Unlock()
 	debug.FreeOSMemory()
 }

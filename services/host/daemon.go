@@ -39,10 +39,10 @@ var components = map[string]component{
 const confirmTime = 5 * time.Second
 
 // Run brings up the bus and the configured services and serves until ctx ends or
-// a service fails.
+// a service fails. Whatever was started has ended when it returns.
 func Run(ctx context.Context, env standalone.Env) (err error) {
 	cfg, log := env.Config, env.Log
-	bus, err := server.Start(ctx, server.Options{
+	srv, err := server.Start(ctx, server.Options{
 		Host: cfg.Host.ID, RunDir: cfg.Host.RunDir,
 		Operator: cfg.Host.Operator, OperatorAddr: cfg.Host.OperatorAddr,
 		Log: log.Named("bus"),
@@ -50,49 +50,55 @@ func Run(ctx context.Context, env standalone.Env) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, bus.Close()) }()
-	if path := bus.ContextPath(); path != "" {
-		log.Info("operators may connect", "url", bus.URL(), "nats_context", server.ContextName, "context_file", path)
+	defer func() { err = errors.Join(err, srv.Close()) }()
+	if path := srv.ContextPath(); path != "" {
+		log.Info("operators may connect", "url", srv.URL(), "nats_context", server.ContextName, "context_file", path)
 	}
 
+	names := append([]string{"host"}, cfg.Host.Services...)
+	serving := make(chan struct{}, len(names))
 	group, ctx := errgroup.WithContext(ctx)
-	var serving sync.WaitGroup
-	launch := func(name string, run component) error {
-		conn, err := bus.ConnInProcess("bulkheadd " + name)
-		if err != nil {
-			return err
+	for _, name := range names {
+		run := components[name]
+		if name == "host" {
+			run = hostService(srv)
 		}
-		serving.Add(1)
 		group.Go(func() error {
-			defer conn.Close()
-			answers := sync.OnceFunc(func() {
-				// A service answers once the bus has its subscriptions.
-				if err := conn.NATS().FlushTimeout(confirmTime); err != nil {
-					log.Warn("the bus does not confirm a service", "service", name, "error", err)
-				}
-				serving.Done()
-			})
-			if err := run(ctx, conn, cfg, log.Named(name), answers); err != nil {
+			if err := launch(ctx, srv, name, run, cfg, log.Named(name), func() { serving <- struct{}{} }); err != nil {
 				return fmt.Errorf("service %s: %w", name, err)
 			}
 			return nil
 		})
-		return nil
 	}
-	if err := launch("host", hostService(bus)); err != nil {
-		return err
-	}
-	for _, name := range cfg.Host.Services {
-		if err := launch(name, components[name]); err != nil {
-			return err
+	group.Go(func() error {
+		for range names {
+			select {
+			case <-serving:
+			case <-ctx.Done():
+				return nil
+			}
 		}
-	}
-	go func() { // ends with the last service's first answer, or with the process
-		serving.Wait()
 		log.Info("serving", "host", cfg.Host.ID, "services", cfg.Host.Services, "run_dir", cfg.Host.RunDir)
 		env.Ready()
-	}()
+		return nil
+	})
 	return group.Wait()
+}
+
+// launch runs one service on a connection of its own.
+func launch(ctx context.Context, srv *server.Server, name string, run component, cfg *config.Config, log hclog.Logger, serving func()) error {
+	conn, err := srv.ConnInProcess("bulkheadd " + name)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return run(ctx, conn, cfg, log, sync.OnceFunc(func() {
+		// A service answers once the bus has its subscriptions.
+		if err := conn.NATS().FlushTimeout(confirmTime); err != nil {
+			log.Warn("the bus does not confirm a service", "service", name, "error", err)
+		}
+		serving()
+	}))
 }
 
 func runVM(ctx context.Context, conn *bus.Conn, cfg *config.Config, log hclog.Logger, serving func()) error {

@@ -18,10 +18,10 @@ import (
 
 const (
 	// queueMax bounds what waits for one relay: both windows, and room for the
-	// headers of small frames.
-	queueMax = 4 * stdio.Window
-	// queueKeep is the buffer an idle queue keeps.
-	queueKeep = 4 << 10
+	// headers of small frames. What does not fit is dropped and sent again.
+	queueMax = 2*stdio.Window + 256<<10
+	// queueKeep is the largest buffer an idle queue lends to others.
+	queueKeep = 256 << 10
 	// dialTimeout bounds the first exchange with a relay.
 	dialTimeout = 5 * time.Second
 )
@@ -104,6 +104,9 @@ func (c *relayConn) enqueue(frame []byte) bool {
 		c.wake.Signal()
 		return false
 	}
+	if c.waiting == nil {
+		c.waiting = queues.Get().([]byte)
+	}
 	c.waiting = binary.LittleEndian.AppendUint32(c.waiting, uint32(len(frame)))
 	c.waiting = append(c.waiting, frame...)
 	c.wake.Signal()
@@ -143,12 +146,9 @@ func (c *relayConn) take(used []byte) (frames []byte, resync bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.waiting) == 0 && !c.dropped && !c.over {
-		if cap(used) > queueKeep {
-			used = nil
-		}
-		if cap(c.waiting) > queueKeep {
-			c.waiting = nil
-		}
+		lend(used)
+		lend(c.waiting)
+		used, c.waiting = nil, nil
 		c.wake.Wait()
 	}
 	if c.over {
@@ -161,6 +161,16 @@ func (c *relayConn) take(used []byte) (frames []byte, resync bool) {
 	frames = c.waiting
 	c.waiting, c.busy = used[:0], len(frames)
 	return frames, false
+}
+
+// queues are the buffers that no relay's queue uses: an idle relay holds none,
+// and a busy one does not make a new one for each frame.
+var queues = sync.Pool{New: func() any { return make([]byte, 0, 2*stdio.MaxFrame) }}
+
+func lend(queue []byte) {
+	if cap(queue) > 0 && cap(queue) <= queueKeep {
+		queues.Put(queue[:0]) //nolint:staticcheck // a slice header of allocation for each quiet moment is little
+	}
 }
 
 // close ends the connection; its goroutines end by themselves.

@@ -180,7 +180,7 @@ func TestExitWaitsForTheOutputToBeRead(t *testing.T) {
 }
 
 func TestExitIsToldAlthoughNobodyReads(t *testing.T) {
-	const size = 300_000 // fills the window, and half of the process's own pipe
+	const size = stdio.Window + 40_000 // fills the window, and half of the process's own pipe
 	run := func(t *testing.T) *container {
 		r := newRig(t)
 		c := r.run(1, []string{"sh", "-c", fmt.Sprintf("head -c %d /dev/zero; exit 5", size)})
@@ -200,7 +200,17 @@ func TestExitIsToldAlthoughNobodyReads(t *testing.T) {
 	})
 	t.Run("who asks for the end gets it, with the process's own code", func(t *testing.T) {
 		c := run(t)
-		syscall.Kill(c.relay.PID, unix.SIGTERM)
+		stop := make(chan struct{})
+		defer close(stop)
+		go func() { // the router hears of the exit first: an early signal is still the process's
+			for syscall.Kill(c.relay.PID, unix.SIGTERM) == nil {
+				select {
+				case <-time.After(20 * time.Millisecond):
+				case <-stop:
+					return
+				}
+			}
+		}()
 		if code := c.code(t, 5*time.Second); code != 5 {
 			t.Errorf("exit code %d", code)
 		}

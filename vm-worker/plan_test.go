@@ -1,0 +1,110 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker
+
+import (
+	"encoding/json"
+	"math"
+	"runtime"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"bulkhead/bus"
+	"bulkhead/bus/config"
+	vmv1 "bulkhead/proto/vm/v1"
+)
+
+// asked is a request that is complete, for tests to change.
+func asked(t *testing.T, resources *specs.LinuxResources, annotations map[string]string) *vmv1.CreateRequest {
+	t.Helper()
+	text, err := json.Marshal(&specs.Spec{
+		Process: &specs.Process{Args: []string{"true"}}, Root: &specs.Root{}, Annotations: annotations,
+		Linux: &specs.Linux{Resources: resources},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &vmv1.CreateRequest{
+		Ref: &vmv1.ContainerRef{Root: "/run/engine", Id: "c1"}, Bundle: "/bundle", Rootfs: "/bundle/rootfs", Config: string(text),
+		Mounts: []*vmv1.HandedMount{{Destination: "/", IsDir: true}, {Index: 1, Destination: "/data"}},
+	}
+}
+
+func TestTheVMIsSizedByTheContainersLimits(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	cfg := config.VM{MemoryMiB: 512, OverheadMiB: 96, VCPUs: 1}
+	to := func(n int64) *int64 { return &n }
+	period := func(n uint64) *uint64 { return &n }
+	for _, c := range []struct {
+		name   string
+		limits *specs.LinuxResources
+		memory uint64
+		vcpus  uint32
+	}{
+		{"no limits", nil, 608 * mib, 1},
+		{"memory", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(64 * mib)}}, 160 * mib, 1},
+		{"memory, uneven", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(64*mib + 1)}}, 161 * mib, 1},
+		{"memory, unlimited by -1", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(-1)}}, 608 * mib, 1},
+		{"memory, unlimited by size", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(math.MaxInt64)}}, (hostMemory() + 96*mib + mib - 1) &^ (mib - 1), 1},
+		{"a part of a cpu", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: to(50_000)}}, 608 * mib, 1},
+		{"more than one cpu", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: to(15_000), Period: period(10_000)}}, 608 * mib, uint32(min(2, runtime.NumCPU()))},
+		{"more cpus than there are", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: to(math.MaxInt64)}}, 608 * mib, uint32(runtime.NumCPU())},
+	} {
+		p, err := newPlan(asked(t, c.limits, nil), cfg)
+		if err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		} else if p.memory != c.memory || p.vcpus != c.vcpus {
+			t.Errorf("%s: %d bytes and %d cpus, want %d and %d", c.name, p.memory, p.vcpus, c.memory, c.vcpus)
+		}
+	}
+}
+
+func TestAPlanIsRefusedBeforeAnythingIsTouched(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name string
+		edit func(*vmv1.CreateRequest)
+		says string
+	}{
+		{"no id", func(r *vmv1.CreateRequest) { r.Ref.Id = "" }, "needs a container id"},
+		{"no reference", func(r *vmv1.CreateRequest) { r.Ref = nil }, "needs a container id"},
+		{"relative root", func(r *vmv1.CreateRequest) { r.Ref.Root = "run" }, "absolute root"},
+		{"relative bundle", func(r *vmv1.CreateRequest) { r.Bundle = "bundle" }, "absolute path of its bundle"},
+		{"torn configuration", func(r *vmv1.CreateRequest) { r.Config = r.Config[:10] }, "not a runtime-spec config"},
+		{"empty configuration", func(r *vmv1.CreateRequest) { r.Config = "{}" }, "needs process, root and linux"},
+		{"no mounts", func(r *vmv1.CreateRequest) { r.Mounts = nil }, "hands over 0 mounts"},
+		{"two roots", func(r *vmv1.CreateRequest) { r.Mounts[1].Destination = "/" }, "2 root file systems"},
+		{"relative mount", func(r *vmv1.CreateRequest) { r.Mounts[1].Destination = "data" }, "not an absolute path"},
+	} {
+		req := asked(t, nil, nil)
+		c.edit(req)
+		_, err := newPlan(req, config.VM{MemoryMiB: 512, VCPUs: 1})
+		if bus.ReasonOf(err) != bus.InvalidArgument || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s gives %v, want %q", c.name, err, c.says)
+		}
+	}
+}
+
+func TestAPodIsFoundByTheAnnotationsOfEveryEngine(t *testing.T) {
+	t.Parallel()
+	pod := bus.ContainerKey("/run/engine", "pod1")
+	for _, c := range []struct {
+		annotations map[string]string
+		joins       string
+	}{
+		{nil, ""},
+		{map[string]string{"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "pod1"}, ""},
+		{map[string]string{"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod1"}, pod},
+		{map[string]string{"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": "pod1"}, pod},
+		{map[string]string{"io.kubernetes.cri-o.ContainerType": "container"}, ""},
+	} {
+		p, err := newPlan(asked(t, nil, c.annotations), config.VM{MemoryMiB: 512, VCPUs: 1})
+		if err != nil || p.joins != c.joins {
+			t.Errorf("%v joins %v, %v", c.annotations, p, err)
+		}
+	}
+}
