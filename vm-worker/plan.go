@@ -40,6 +40,8 @@ type plan struct {
 	memory   uint64 // bytes of guest memory
 	mounts   []plannedMount
 	terminal bool
+
+	oomScoreAdj *int // of the VM's process; nil leaves it as inherited
 }
 
 // plannedMount is a handed mount and its place below the guest's share.
@@ -63,10 +65,12 @@ func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
 	if err := json.Unmarshal([]byte(req.Config), p.spec); err != nil {
 		return nil, bus.Errorf(bus.InvalidArgument, "config of container %s is not a runtime-spec config: %w", ref.Id, err)
 	}
-	if p.spec.Process == nil || p.spec.Root == nil || p.spec.Linux == nil {
-		return nil, bus.Errorf(bus.InvalidArgument, "config of container %s needs process, root and linux", ref.Id)
+	if p.spec.Root == nil || p.spec.Linux == nil {
+		return nil, bus.Errorf(bus.InvalidArgument, "config of container %s needs root and linux", ref.Id)
 	}
-	p.terminal = p.spec.Process.Terminal
+	if p.spec.Process != nil { // without one the start fails, not the create (runtime-spec, config.md#process)
+		p.terminal, p.oomScoreAdj = p.spec.Process.Terminal, p.spec.Process.OOMScoreAdj
+	}
 	for _, a := range podAnnotations {
 		if p.spec.Annotations[a.kind] == a.member && p.spec.Annotations[a.sandbox] != "" {
 			p.joins = bus.ContainerKey(ref.Root, p.spec.Annotations[a.sandbox])

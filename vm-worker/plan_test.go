@@ -75,7 +75,7 @@ func TestAPlanIsRefusedBeforeAnythingIsTouched(t *testing.T) {
 		{"relative root", func(r *vmv1.CreateRequest) { r.Ref.Root = "run" }, "absolute root"},
 		{"relative bundle", func(r *vmv1.CreateRequest) { r.Bundle = "bundle" }, "absolute path of its bundle"},
 		{"torn configuration", func(r *vmv1.CreateRequest) { r.Config = r.Config[:10] }, "not a runtime-spec config"},
-		{"empty configuration", func(r *vmv1.CreateRequest) { r.Config = "{}" }, "needs process, root and linux"},
+		{"empty configuration", func(r *vmv1.CreateRequest) { r.Config = "{}" }, "needs root and linux"},
 		{"no mounts", func(r *vmv1.CreateRequest) { r.Mounts = nil }, "hands over 0 mounts"},
 		{"two roots", func(r *vmv1.CreateRequest) { r.Mounts[1].Destination = "/" }, "2 root file systems"},
 		{"relative mount", func(r *vmv1.CreateRequest) { r.Mounts[1].Destination = "data" }, "not an absolute path"},

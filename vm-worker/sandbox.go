@@ -128,7 +128,7 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo 
 		VCPUs: p.vcpus, MemoryBytes: p.memory,
 		Accelerator: accel, AcceleratorReason: reason,
 		CgroupProcs: cgroupProcs,
-		OOMScoreAdj: p.spec.Process.OOMScoreAdj,
+		OOMScoreAdj: p.oomScoreAdj,
 	})
 	if err != nil {
 		return err

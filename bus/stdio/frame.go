@@ -59,7 +59,7 @@ const (
 	MaxReason = 1024
 	// Window is how far a sender may be ahead of what the receiver has written
 	// onward, and what it may send before the receiver's first word.
-	Window = 1024 << 10
+	Window = 512 << 10
 )
 
 // Header is the fixed head of each frame.

@@ -59,26 +59,8 @@ func newProcess(e *Endpoint, channel uint32, s Streams) (*Process, error) {
 			return nil, err
 		}
 	}
-	for _, f := range []*os.File{s.Stdin, s.Stdout, s.Stderr} {
-		widenPipe(f)
-	}
 	p.streams = s
 	return p, nil
-}
-
-// pipeSize is the room of the pipes to and from a process. The kernel's default
-// of 64 KiB makes process and agent take turns twice for each MaxData; a change
-// of process is what costs most in an emulated guest.
-const pipeSize = 256 << 10
-
-// widenPipe is a matter of speed only: what is no pipe, or must stay small, stays.
-func widenPipe(f *os.File) {
-	if f == nil {
-		return
-	}
-	if raw, err := f.SyscallConn(); err == nil {
-		_ = raw.Control(func(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) })
-	}
 }
 
 // makePollable replaces *f by a file the runtime can wait on, so that Close
