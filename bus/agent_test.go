@@ -78,7 +78,7 @@ func TestAgentEventsArriveTyped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sub.Unsubscribe() //nolint:errcheck // the test ends
+	defer sub.Unsubscribe()
 	nc := b.Guest("s1")
 	for range 100 {
 		if err := nc.Publish(bus.AgentEventSubject("s1", "ready"), []byte("\xff\xff")); err != nil {

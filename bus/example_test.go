@@ -26,7 +26,7 @@ func Example() {
 	if err != nil {
 		return
 	}
-	defer svc.Stop(ctx) //nolint:errcheck // nothing runs
+	defer svc.Stop(ctx)
 	_ = bus.Handle(svc, "state", func(_ context.Context, req *vmv1.StateRequest) (*vmv1.StateReply, error) {
 		return nil, bus.Errorf(bus.NotFound, "no container %q", req.GetRef().GetId())
 	})

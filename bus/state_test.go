@@ -254,7 +254,7 @@ func TestEventsOfAnOperationAreKeptOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sub.Unsubscribe() //nolint:errcheck // the test ends
+	defer sub.Unsubscribe()
 	id := bus.NewOperationID()
 	ctx := bus.WithOperation(t.Context(), id)
 	for i := range 2 {

@@ -100,7 +100,7 @@ func (h *hostEnd) awaitAck(nonce uint64) error {
 			return nil
 		}
 		if err != nil {
-			if err == io.EOF {
+			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
 			return err
@@ -116,7 +116,7 @@ func (h *hostEnd) awaitAck(nonce uint64) error {
 
 func (h *hostEnd) recv(s *Session) ([]byte, error) {
 	if err := s.Err(); err != nil {
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil, io.EOF
 		}
 		return nil, err

@@ -278,7 +278,7 @@ func TestNetConnCarriesAStreamAndHasDeadlines(t *testing.T) {
 		t.Errorf("guest to host: %v", err)
 	}
 	guest.Close()
-	if _, err := host.Recv(); err != io.EOF {
+	if _, err := host.Recv(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the guest's Close: %v", err)
 	}
 }

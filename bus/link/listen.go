@@ -167,7 +167,7 @@ func (l *Listener) hello(cur *Session, nonce uint64) bool {
 	var ack [headerSize + trailerSize]byte
 	putFrame(ack[:], typeAck, nonce, nil)
 	l.writing <- struct{}{}
-	setWriteDeadline(l.port, time.Time{})
+	_ = setWriteDeadline(l.port, time.Time{})
 	_, err := l.port.Write(ack[:])
 	<-l.writing
 	if err != nil {
@@ -243,7 +243,7 @@ func (g *guestEnd) send(s *Session, frame []byte) error {
 		return err
 	}
 	g.holding.Store(true)
-	setWriteDeadline(g.l.port, g.writeDeadline.at())
+	_ = setWriteDeadline(g.l.port, g.writeDeadline.at())
 	n, err := g.l.port.Write(frame)
 	g.holding.Store(false)
 	if err != nil && n > 0 {
@@ -260,7 +260,7 @@ func (g *guestEnd) setReadDeadline(t time.Time) error {
 func (g *guestEnd) setWriteDeadline(t time.Time) error {
 	g.writeDeadline.set(t)
 	if g.holding.Load() {
-		setWriteDeadline(g.l.port, t)
+		_ = setWriteDeadline(g.l.port, t)
 	}
 	return nil
 }

@@ -77,8 +77,8 @@ const closeGrace = 200 * time.Millisecond
 // port stays open for the next session.
 func (s *Session) Close() error {
 	if s.Err() == nil {
-		s.end.setWriteDeadline(time.Now().Add(closeGrace))
-		s.write(typeClose, nil)
+		_ = s.end.setWriteDeadline(time.Now().Add(closeGrace))
+		_ = s.write(typeClose, nil)
 	}
 	if !s.finish(ErrClosed) && errors.Is(s.Err(), ErrClosed) {
 		return nil

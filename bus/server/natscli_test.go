@@ -43,7 +43,7 @@ func TestOperatorSeesEverythingWithTheNatsCLI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer svc.Stop(context.Background()) //nolint:errcheck // the bus ends with the test
+	defer svc.Stop(context.Background())
 	if err := bus.Handle(svc, "state", func(_ context.Context, req *vmv1.StateRequest) (*vmv1.StateReply, error) {
 		if req.GetRef().GetId() != "c1" {
 			return nil, bus.Errorf(bus.NotFound, "no container %q", req.GetRef().GetId())

@@ -87,7 +87,7 @@ func (s *Server) writeOwn(path string, body []byte) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	defer os.Remove(tmp.Name()) //nolint:errcheck // gone once renamed
+	defer os.Remove(tmp.Name())
 	_, err = tmp.Write(body)
 	if err = errors.Join(err, tmp.Close()); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)

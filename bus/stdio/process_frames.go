@@ -30,7 +30,7 @@ func (p *Process) handle(f Frame) (after func(), err error) {
 		if p.term && !p.hungUp {
 			rows, cols := f.Winsize()
 			term := p.streams.Terminal
-			after = func() { resize(term, rows, cols) }
+			after = func() { _ = resize(term, rows, cols) }
 		}
 	case TypeHangup:
 		after = p.hangup()

@@ -41,9 +41,9 @@ func (r *relay) handle(f stdio.Frame) {
 			return
 		}
 		if f.Type == stdio.TypeAck {
-			r.in.Ack(f.Off, f.Limit(), f.Flags)
+			_ = r.in.Ack(f.Off, f.Limit(), f.Flags)
 		} else {
-			r.in.Resume(f.Off, f.Limit(), f.Flags)
+			_ = r.in.Resume(f.Off, f.Limit(), f.Flags)
 		}
 		if r.in.Closed() {
 			r.wake(r.wakeIn)

@@ -4,6 +4,7 @@
 package relay
 
 import (
+	"errors"
 	"runtime/debug"
 	"time"
 
@@ -76,7 +77,7 @@ func (l *loop) wait() {
 	}
 	if fds[0].Revents != 0 {
 		var b [8]byte
-		unix.Read(l.wakeMain, b[:])
+		_, _ = unix.Read(l.wakeMain, b[:])
 	}
 	if fds[4].Revents != 0 {
 		l.fromWorker(conn)
@@ -157,16 +158,16 @@ func (r *relay) acknowledgeExit() {
 		return
 	}
 	conn := r.conn
-	cut := time.AfterFunc(ackDeadline, func() { unix.Shutdown(conn, unix.SHUT_RDWR) })
+	cut := time.AfterFunc(ackDeadline, func() { _ = unix.Shutdown(conn, unix.SHUT_RDWR) })
 	defer cut.Stop()
 	for r.sending {
 		r.unsent.Wait()
 	}
 	r.exitAckSent = true
 	for i := range r.out {
-		transmit(conn, r.out[i].AppendAck(nil, uint8(stdio.Stdout+i), 0))
+		_ = transmit(conn, r.out[i].AppendAck(nil, uint8(stdio.Stdout+i), 0))
 	}
-	transmit(conn, stdio.AppendSimple(nil, stdio.TypeExitAck, 0, 0, 0))
+	_ = transmit(conn, stdio.AppendSimple(nil, stdio.TypeExitAck, 0, 0, 0))
 }
 
 // connect makes fd the worker's connection; the one before it is dropped.
@@ -187,7 +188,7 @@ func (r *relay) disconnect() {
 	if r.conn < 0 {
 		return
 	}
-	unix.Shutdown(r.conn, unix.SHUT_RDWR)
+	_ = unix.Shutdown(r.conn, unix.SHUT_RDWR)
 	for r.sending {
 		r.unsent.Wait()
 	}
@@ -202,7 +203,7 @@ func (l *loop) fromFrontend() {
 	if passed >= 0 {
 		unix.Close(passed)
 	}
-	if err == unix.EAGAIN || err == unix.EINTR {
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 		return
 	}
 	if err == nil && string(b[:n]) == Commit {
@@ -220,10 +221,10 @@ func (l *loop) fromFrontend() {
 func (l *loop) fromWorker(conn int) {
 	for range 16 {
 		n, passed, err := receive(conn, l.buf[:])
-		if err == unix.EAGAIN || err == unix.EINTR {
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 			return
 		}
-		if err == unix.ECONNRESET {
+		if errors.Is(err, unix.ECONNRESET) {
 			continue // said once, when the worker left something unread; its own words still come
 		}
 		l.mu.Lock()
@@ -260,7 +261,7 @@ func (l *loop) attach(pidfd int) {
 		l.attached = true
 		l.deadline = time.Time{}
 		if l.setup.NewCgroupNS {
-			leaveCgroupNS() // best effort: the view of a tool, not a boundary
+			_ = leaveCgroupNS() // best effort: the view of a tool, not a boundary
 		}
 	}
 	if pidfd >= 0 {

@@ -96,7 +96,7 @@ func newRoot(s Setup) error {
 		return wrap("entering the new root", err)
 	}
 	if procErr != nil {
-		mountProc()
+		_ = mountProc()
 	}
 	for i, fd := range trees {
 		if fd >= 0 {
@@ -122,9 +122,9 @@ func mountProc() error {
 // left out: the guest has the true mounts, this view serves tools like "podman cp".
 func attach(fd int, m Mount) {
 	if m.ReadOnly {
-		unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+		_ = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	}
-	unix.MoveMount(fd, "", unix.AT_FDCWD, m.Destination, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	_ = unix.MoveMount(fd, "", unix.AT_FDCWD, m.Destination, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // leaveCgroupNS gives the leading thread a cgroup namespace rooted where the
@@ -145,7 +145,7 @@ func nameProcess() {
 	}
 	b, err := unix.BytePtrFromString(name)
 	if err == nil {
-		unix.Prctl(unix.PR_SET_NAME, uintptrOf(b), 0, 0, 0)
+		_ = unix.Prctl(unix.PR_SET_NAME, uintptrOf(b), 0, 0, 0)
 		runtime.KeepAlive(b)
 	}
 }

@@ -83,7 +83,7 @@ func Main() {
 	debug.SetGCPercent(10)
 	r, err := begin()
 	if err != nil {
-		transmit(ControlFD, []byte(err.Error()))
+		_ = transmit(ControlFD, []byte(err.Error()))
 		os.Exit(codeNoStart)
 	}
 	code := r.run()
@@ -132,7 +132,7 @@ func begin() (*relay, error) {
 	return r, nil
 }
 
-func (r *relay) unlink() { unix.Unlinkat(RelayDirFD, r.setup.Socket, 0) }
+func (r *relay) unlink() { _ = unix.Unlinkat(RelayDirFD, r.setup.Socket, 0) }
 
 // end removes the socket and ends the process.
 func (r *relay) end(code int) {
@@ -143,5 +143,5 @@ func (r *relay) end(code int) {
 // wake makes the main loop look at the state.
 func (r *relay) wake(fd int) {
 	one := [8]byte{1}
-	unix.Write(fd, one[:])
+	_, _ = unix.Write(fd, one[:])
 }

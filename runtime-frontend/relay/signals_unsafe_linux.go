@@ -15,6 +15,6 @@ import (
 func ignoreRuntimeSignals() {
 	action := [4]uint64{1} // struct kernel_sigaction with the handler SIG_IGN
 	for _, n := range [...]uintptr{uintptr(unix.SIGPROF), 32, 33, 34} {
-		unix.RawSyscall6(unix.SYS_RT_SIGACTION, n, uintptr(unsafe.Pointer(&action)), 0, unsafe.Sizeof(action[3]), 0, 0)
+		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, n, uintptr(unsafe.Pointer(&action)), 0, unsafe.Sizeof(action[3]), 0, 0)
 	}
 }

@@ -23,7 +23,7 @@ func (r *relay) readInput() {
 		if closed {
 			// Nobody reads: let the writer on the other side see it.
 			if !r.setup.Terminal {
-				unix.Dup3(r.null, 0, unix.O_CLOEXEC)
+				_ = unix.Dup3(r.null, 0, unix.O_CLOEXEC)
 			}
 			return
 		}
@@ -32,7 +32,7 @@ func (r *relay) readInput() {
 		if !poll(fds[:], -1) || fds[0].Revents == 0 {
 			if fds[1].Revents != 0 {
 				var b [8]byte
-				unix.Read(r.wakeIn, b[:])
+				_, _ = unix.Read(r.wakeIn, b[:])
 			}
 			continue
 		}
@@ -99,7 +99,7 @@ func (r *relay) writeOutput(i int) {
 			r.sendable.Signal()
 			r.wake(r.wakeMain)
 			if !r.setup.Terminal {
-				unix.Dup3(r.null, fd, unix.O_CLOEXEC)
+				_ = unix.Dup3(r.null, fd, unix.O_CLOEXEC)
 			}
 			return
 		}
@@ -121,7 +121,7 @@ func (r *relay) finishOutput(i, fd int) {
 	r.sendable.Signal()
 	r.wake(r.wakeMain)
 	if !r.setup.Terminal {
-		unix.Dup3(r.null, fd, unix.O_CLOEXEC)
+		_ = unix.Dup3(r.null, fd, unix.O_CLOEXEC)
 	}
 }
 

@@ -154,7 +154,7 @@ func (r *Relay) Proxy(ctx context.Context, in, out *os.File) error {
 		return errors.New("running in the foreground: the relay has no terminal")
 	}
 	if old, err := makeRaw(int(in.Fd())); err == nil {
-		defer unix.IoctlSetTermios(int(in.Fd()), unix.TCSETS, old)
+		defer func() { _ = unix.IoctlSetTermios(int(in.Fd()), unix.TCSETS, old) }()
 	}
 	resize := make(chan os.Signal, 1)
 	signal.Notify(resize, unix.SIGWINCH)
@@ -197,7 +197,7 @@ func (r *Relay) Proxy(ctx context.Context, in, out *os.File) error {
 			return err
 		case <-ctx.Done():
 			c.close()
-			<-outDone
+			_ = <-outDone
 			return ctx.Err()
 		}
 	}
@@ -234,5 +234,5 @@ func setSize(master *os.File, ws *unix.Winsize) {
 	if err != nil {
 		return
 	}
-	raw.Control(func(fd uintptr) { unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, ws) })
+	_ = raw.Control(func(fd uintptr) { _ = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, ws) })
 }

@@ -226,7 +226,7 @@ func (r *Relay) Close() {
 // Kill ends the relay at once, waits for it, and removes its socket.
 func (r *Relay) Kill() error {
 	err := r.process.Kill()
-	r.process.Wait()
+	_, _ = r.process.Wait()
 	r.Close()
 	if rmErr := os.Remove(r.Socket); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
 		err = errors.Join(err, rmErr)
@@ -239,7 +239,7 @@ func (r *Relay) Kill() error {
 
 func (r *Relay) abandon() {
 	if r.process != nil {
-		r.Kill()
+		_ = r.Kill()
 		return
 	}
 	r.Close()

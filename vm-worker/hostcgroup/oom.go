@@ -53,7 +53,7 @@ func victim(procs string) {
 		os.Exit(4)
 	}
 	// Entered; now the starter may lower the limit and let it begin.
-	os.Stdout.WriteString("in\n")
+	_, _ = os.Stdout.WriteString("in\n")
 	if _, err := os.Stdin.Read(make([]byte, 1)); err != nil {
 		os.Exit(5)
 	}
@@ -151,7 +151,7 @@ func (m memoryLimit) kill(ctx context.Context) (err error) {
 			return nil
 		}
 	}
-	return fmt.Errorf("the kernel did not kill the victim (%v)", waitErr)
+	return fmt.Errorf("the kernel did not kill the victim (%w)", waitErr)
 }
 
 // lower sets the limit just above the usage, unless it is lower already.

@@ -193,8 +193,7 @@ func Main() {
 		fmt.Fprintf(control, "understanding the orders: %v", err)
 		os.Exit(3)
 	}
-	if err := enter(c, control); err != nil {
-		_, _ = io.WriteString(control, err.Error())
-	}
+	// enter returns only to say why the program could not be executed.
+	_, _ = io.WriteString(control, enter(c, control).Error())
 	os.Exit(3)
 }

@@ -29,11 +29,10 @@ const sandbox = "box"
 
 // worker is the host side of one fake VM: bus and both sessions.
 type worker struct {
-	t    *testing.T
-	bus  *bustest.Bus
-	vm   hypervisor.VM
-	io   *link.Session
-	done chan struct{}
+	t   *testing.T
+	bus *bustest.Bus
+	vm  hypervisor.VM
+	io  *link.Session
 }
 
 func start(t *testing.T, o fake.Options) *worker {
