@@ -19,6 +19,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bulkhead/test/e2e/host"
 )
 
@@ -150,8 +152,21 @@ func (e *Engine) Stop() error {
 	if e.containerd != nil {
 		errs = append(errs, e.containerd.Stop())
 	}
-	errs = append(errs, e.removeCgroups())
+	errs = append(errs, e.releaseHostNamespace(), e.removeCgroups())
 	return errors.Join(errs...)
+}
+
+// releaseHostNamespace removes dockerd's own handle of the host's network
+// namespace. It makes one for a container of "--network host", also for one that
+// a runtime refuses, and does not always take it away when it ends. Namespaces of
+// containers are left to be found.
+func (e *Engine) releaseHostNamespace() error {
+	path := filepath.Join(e.dir, "exec", "netns", "default")
+	err := unix.Unmount(path, unix.MNT_DETACH)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	return nil
 }
 
 func (e *Engine) removeAll(ctx context.Context) error {
