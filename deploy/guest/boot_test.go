@@ -1,3 +1,6 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
 package guest
 
 import (

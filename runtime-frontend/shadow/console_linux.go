@@ -197,7 +197,7 @@ func (r *Relay) Proxy(ctx context.Context, in, out *os.File) error {
 			return err
 		case <-ctx.Done():
 			c.close()
-			_ = <-outDone
+			<-outDone //nolint:errcheck // it ends because of the close above
 			return ctx.Err()
 		}
 	}

@@ -43,7 +43,8 @@ func TestMedianAndPercentileOfSamples(t *testing.T) {
 
 func TestFileAndTableHoldWhatWasAskedFor(t *testing.T) {
 	t.Parallel()
-	r := newResults(regexp.MustCompile("state|mem"))
+	r := newResults(regexp.MustCompile("state|mem|cold"))
+	r.addTime("runc_run_true_cold", 5*time.Millisecond)
 	for _, ms := range []int{1, 2, 9} {
 		r.addTime("state", time.Duration(ms)*time.Millisecond)
 		r.addTime("runc_state", time.Duration(ms)*time.Millisecond/2)
@@ -68,7 +69,10 @@ func TestFileAndTableHoldWhatWasAskedFor(t *testing.T) {
 	if want := (summary{10, 120, 120, "MB"}); file["mem_per_vm"] != want {
 		t.Errorf("mem_per_vm is %v instead of %v", file["mem_per_vm"], want)
 	}
-	if len(file) != 3 {
+	if want := (summary{1, 5, 5, "ms"}); file["runc_run_true"] != want {
+		t.Errorf("runc_run_true is %v instead of %v", file["runc_run_true"], want)
+	}
+	if len(file) != 4 {
 		t.Errorf("the file holds %v", file)
 	}
 	var out strings.Builder

@@ -1,3 +1,6 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
 // Command init is the PID 1 of the boot test: it reports what the guest kernel gives an agent, as "key value" lines on the
 // virtio-serial port named org.bulkhead.boot-test, and powers the guest off.
 package main
