@@ -14,7 +14,7 @@ const (
 	guestBurst          = 250 * time.Millisecond // of the rate, at once
 	// floodLimit is how long a guest may push against its rate without a pause.
 	// Until then it is slowed down by not being read.
-	floodLimit = 1500 * time.Millisecond
+	floodLimit = 1200 * time.Millisecond
 )
 
 // rate is a token bucket over operations and bytes, kept as the time at which

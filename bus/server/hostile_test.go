@@ -191,6 +191,9 @@ func TestHostileGuestCannotPublishOutside(t *testing.T) {
 	}
 }
 
+// cutWithin is how soon a guest that breaks a rule is off the bus.
+const cutWithin = 2 * time.Second
+
 func TestHostileGuestIsCutForWhatItSends(t *testing.T) {
 	b, cut := startWithCuts(t)
 	events := make(chan *busv1.Event, 64)
@@ -239,8 +242,12 @@ func TestHostileGuestIsCutForWhatItSends(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newRawGuest(t, b, "a").connected()
+			began := time.Now()
 			g.send(tc.sends)
 			g.waitCut()
+			if took := time.Since(began); took > cutWithin {
+				t.Errorf("cut after %v", took)
+			}
 			if got := <-cut.got; !strings.HasPrefix(got, "a: ") || !strings.Contains(got, tc.reason) {
 				t.Errorf("cut for %q, want %q", got, tc.reason)
 			}

@@ -197,6 +197,13 @@ func (r *Receiver) EOF(off uint64) (resume bool, err error) {
 // Next copies the next bytes to write onward into p and returns how many.
 func (r *Receiver) Next(p []byte) int { return r.ring.CopyAt(p, r.ring.Base()) }
 
+// Peek returns the next bytes to write onward, at most n, without a copy. What
+// Data takes meanwhile does not touch them; Done and Close end their validity.
+func (r *Receiver) Peek(n int) []byte {
+	b := r.ring.At(r.ring.Base())
+	return b[:min(n, len(b))]
+}
+
 // Pending is how many bytes wait to be written onward.
 func (r *Receiver) Pending() int { return r.ring.Len() }
 

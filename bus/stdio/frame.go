@@ -58,7 +58,9 @@ const (
 	// MaxReason bounds the text of GONE.
 	MaxReason = 1024
 	// Window is how far a sender may be ahead of what the receiver has written
-	// onward, and what it may send before the receiver's first word.
+	// onward, and what it may send before the receiver's first word. An
+	// acknowledgement takes milliseconds to an emulated guest: with half of this a
+	// stream waits for it (docs/performance.md, "Standard output path").
 	Window = 512 << 10
 )
 

@@ -80,13 +80,14 @@ func (r *relay) restate() {
 
 // sendLoop sends what is due to whichever worker is connected.
 func (r *relay) sendLoop() {
-	buf := make([]byte, 0, stdio.MaxFrame)
+	var buf []byte // as large as the largest frame so far
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
 		var frame []byte
 		if r.conn >= 0 && !r.lost && !r.exitAckSent {
 			frame = r.appendNext(buf[:0])
+			buf = frame
 		}
 		if len(frame) == 0 {
 			r.sendable.Wait()

@@ -103,7 +103,8 @@ func begin() (*relay, error) {
 	if err != nil {
 		return nil, wrap("reading the setup", err)
 	}
-	r := &relay{setup: setup, control: ControlFD, conn: -1, in: stdio.NewSender()}
+	// Warm from the set-up's own garbage.
+	r := &relay{setup: setup, control: ControlFD, conn: -1, in: stdio.NewSender(), warm: true}
 	for i := range r.out {
 		r.out[i] = stdio.NewReceiver()
 		r.outData[i].L = &r.mu

@@ -9,9 +9,12 @@ import (
 	"bulkhead/bus/stdio"
 )
 
+// smallRead is the buffer of a stdin that is at rest.
+const smallRead = 1 << 10
+
 // readInput moves descriptor 0 into the sender's ring while there is room.
 func (r *relay) readInput() {
-	buf := make([]byte, stdio.MaxData)
+	buf := make([]byte, smallRead)
 	fds := [2]unix.PollFd{{Fd: 0, Events: unix.POLLIN}, {Fd: int32(r.wakeIn), Events: unix.POLLIN}}
 	for {
 		r.mu.Lock()
@@ -54,6 +57,12 @@ func (r *relay) readInput() {
 		if n <= 0 {
 			return
 		}
+		switch { // as large as what comes: most relays see keystrokes or nothing
+		case n == len(buf) && n < stdio.MaxData:
+			buf = make([]byte, stdio.MaxData)
+		case n < smallRead && len(buf) > smallRead:
+			buf = make([]byte, smallRead)
+		}
 	}
 }
 
@@ -77,7 +86,6 @@ func (r *relay) hangup() {
 // reader does, and only its own stream waits.
 func (r *relay) writeOutput(i int) {
 	fd := stdio.Stdout + i
-	buf := make([]byte, stdio.MaxData)
 	o := &r.out[i]
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -85,13 +93,13 @@ func (r *relay) writeOutput(i int) {
 		for o.Pending() == 0 && !o.Ended() {
 			r.outData[i].Wait()
 		}
-		n := o.Next(buf)
-		if n == 0 {
+		next := o.Peek(stdio.MaxData)
+		if len(next) == 0 {
 			r.finishOutput(i, fd)
 			return
 		}
 		r.mu.Unlock()
-		n, err := writeSome(fd, buf[:n])
+		n, err := writeSome(fd, next)
 		r.mu.Lock()
 		if err != nil {
 			o.Close()

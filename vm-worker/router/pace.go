@@ -23,7 +23,7 @@ const (
 	// frameBurst is how long of either rate may come at once.
 	frameBurst = 250 * time.Millisecond
 	// floodLimit is how long a guest may press against controlRate.
-	floodLimit = 1500 * time.Millisecond
+	floodLimit = 1200 * time.Millisecond
 	// repeatRate and repeatBurst bound, in bytes, output that was sent before. After
 	// a relay has lost frames at most its window comes again; a whole guest's
 	// worth of relays fits the burst.

@@ -238,14 +238,15 @@ func TestRelayAttachedAfterTheProcessLosesNothing(t *testing.T) {
 	c := &container{signals: make(chan int, 8)}
 	c.deaf.Store(true)
 	c.relay = r.startRelay(c)
-	c.cmd = exec.Command("sh", "-c", "head -c 400000 /dev/zero; exit 6")
+	const size = stdio.Window + 150_000 // more than fits without a relay: the process lives until then
+	c.cmd = exec.Command("sh", "-c", fmt.Sprintf("head -c %d /dev/zero; exit 6", size))
 	out, outW := pipe(t)
 	c.cmd.Stdout = outW
 	r.start(9, c, stdio.Streams{Stdout: out})
 	outW.Close()
 	syscall.Kill(c.relay.PID, unix.SIGUSR2)
 	r.attach(9, c.relay.Socket)
-	if got := readAll(t, c.stdout); len(got) != 400000 {
+	if got := readAll(t, c.stdout); len(got) != size {
 		t.Errorf("%d bytes", len(got))
 	}
 	if n := receive(t, c.signals); n != int(unix.SIGUSR2) {
