@@ -41,8 +41,13 @@ test: packages lint unit e2e ## lint, unit tests and end-to-end tests with real 
 build: $(HOSTBINS) $(BIN)/bulkhead-relay $(BIN)/bulkhead-agent $(PRELOAD) ## every binary, into build/bin
 
 .PHONY: packages
-packages: ## install the Debian packages the build, the VMs and the tests need
+packages: toolchain ## install the Debian packages the build, the VMs and the tests need
 	@deploy/packages/install
+
+# Any Go from 1.21 on fetches the version that go.mod names by itself.
+.PHONY: toolchain
+toolchain:
+	@command -v $(GO) >/dev/null || { echo "Go is not installed (Debian 12's is too old): unpack Go 1.26 from https://go.dev/dl/ into /usr/local/go, then run make again" >&2; exit 1; }
 
 .PHONY: guest
 guest: $(GUEST)/image.ext4 $(GUEST)/vmlinux ## the guest kernel and image, into build/guest
@@ -104,7 +109,7 @@ lint: $(GOLANGCI) ## formatting, vet, golangci-lint, import directions, generate
 
 .PHONY: unit
 unit: build guest $(NATSCLI) ## unit and room tests (real bus, real QEMU where a room needs it)
-	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) test -timeout 20m -tags 'netgo osusergo seccomp runc_nocriu' $$($(GO) list ./... | grep -v bulkhead/test/)
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) test -timeout 20m -tags 'netgo osusergo seccomp runc_nocriu' $$($(GO) list ./... | grep -v 'bulkhead/test/\(e2e\|lint\)')
 
 .PHONY: e2e
 e2e: build guest $(NATSCLI) ## end-to-end tests: Docker, faults, the nats CLI, one service alone

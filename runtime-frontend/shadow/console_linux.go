@@ -221,6 +221,9 @@ func moveInput(in, wake, master *os.File) {
 			continue
 		}
 		if n <= 0 {
+			// A file or a pipe ends; a terminal has no end but this character, which
+			// the guest's line discipline turns into one (termios(3), VEOF).
+			_, _ = master.Write([]byte{endOfTransmission})
 			return
 		}
 		if _, err := master.Write(buf[:n]); err != nil {
@@ -228,6 +231,9 @@ func moveInput(in, wake, master *os.File) {
 		}
 	}
 }
+
+// endOfTransmission is ^D.
+const endOfTransmission = 4
 
 func setSize(master *os.File, ws *unix.Winsize) {
 	raw, err := master.SyscallConn()

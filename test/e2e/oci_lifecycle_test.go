@@ -78,6 +78,19 @@ func TestOCIRunWaitsForTheEnd(t *testing.T) {
 	o.fails(1, "container does not exist", "state", id)
 }
 
+// TestOCIRunOfATerminalEndsWithItsInput: the default configuration asks for a
+// terminal, and a script that runs it has none to give; the end of what it has
+// must be the end of what the shell reads.
+func TestOCIRunOfATerminalEndsWithItsInput(t *testing.T) {
+	o := newOCI(t, sharedHost(t))
+	id := newID("run")
+	spec := newSpec("sh", "-c", "cat; exit 7")
+	spec.Process.Terminal = true
+	r := o.cli("run", "--bundle", o.bundle(spec), id) // standard input is /dev/null
+	expect(t, "the exit code", r.Code, 7)
+	o.fails(1, "container does not exist", "state", id)
+}
+
 func TestOCIKill(t *testing.T) {
 	o := newOCI(t, sharedHost(t))
 	const script = `trap 'echo got usr1' USR1; trap 'echo got term; exit 43' TERM; echo ready; while :; do sleep 0.1; done`
