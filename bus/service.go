@@ -83,6 +83,15 @@ func Handle[Req, Resp proto.Message](s *Service, method string, fn func(context.
 	return handle(s.d, queueGroup, s.conn.Subject(s.cfg.Name, method), method, fn)
 }
 
+// ServeUntil serves until ctx ends, then stops, giving the requests under way
+// that long.
+func (s *Service) ServeUntil(ctx context.Context, drain time.Duration) error {
+	<-ctx.Done()
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer cancel()
+	return s.Stop(stop)
+}
+
 // Stop takes no more requests, waits until the running ones are answered, and
 // flushes. When ctx ends first, their contexts are cancelled.
 func (s *Service) Stop(ctx context.Context) error {

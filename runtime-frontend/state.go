@@ -58,7 +58,7 @@ func newState(c *vmv1.Container) state {
 		Version:     c.GetOciVersion(),
 		ID:          c.GetRef().GetId(),
 		PID:         int(c.GetRelay().GetPid()),
-		Status:      statusText(c.GetStatus()),
+		Status:      c.GetStatus().Word(),
 		Bundle:      c.GetBundle(),
 		Rootfs:      c.GetRootfs(),
 		Created:     c.GetCreated().AsTime(),
@@ -72,21 +72,6 @@ func newState(c *vmv1.Container) state {
 		s.Status, s.PID = "stopped", 0
 	}
 	return s
-}
-
-func statusText(status vmv1.ContainerStatus) string {
-	switch status {
-	case vmv1.ContainerStatus_CONTAINER_STATUS_CREATING:
-		return "creating"
-	case vmv1.ContainerStatus_CONTAINER_STATUS_CREATED:
-		return "created"
-	case vmv1.ContainerStatus_CONTAINER_STATUS_RUNNING:
-		return "running"
-	case vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED:
-		return "paused"
-	default:
-		return "stopped"
-	}
 }
 
 // alive says whether a relay still runs: the process of that pid started when

@@ -68,7 +68,7 @@ func (w *Worker) removeNow(ctx context.Context, req *vmv1.DeleteRequest) (*vmv1.
 }
 
 func errNotStopped(rec *vmv1.Container) error {
-	return bus.Errorf(bus.FailedPrecondition, "cannot delete container %s that is not stopped: %s", rec.Ref.Id, statusText(rec.Status))
+	return bus.Errorf(bus.FailedPrecondition, "cannot delete container %s that is not stopped: %s", rec.Ref.Id, rec.Status.Word())
 }
 
 // endUnderWay ends a create under way, when forced, and waits until it is

@@ -90,19 +90,3 @@ func (w *Worker) forgotten(c *container) bool {
 	defer w.mu.Unlock()
 	return w.containers[c.key] != c
 }
-
-// statusText is the runtime-spec's word for a status.
-func statusText(s vmv1.ContainerStatus) string {
-	switch s {
-	case vmv1.ContainerStatus_CONTAINER_STATUS_CREATING:
-		return "creating"
-	case vmv1.ContainerStatus_CONTAINER_STATUS_CREATED:
-		return "created"
-	case vmv1.ContainerStatus_CONTAINER_STATUS_RUNNING:
-		return "running"
-	case vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED:
-		return "paused"
-	default:
-		return "stopped"
-	}
-}

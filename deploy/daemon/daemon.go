@@ -79,7 +79,7 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	go func() { d.state = cmd.Wait(); close(d.ended) }()
 
 	ready := make(chan struct{})
-	go awaitReady(notify, ready)
+	go AwaitReady(notify, ready)
 	select {
 	case <-ready:
 		return d, nil
@@ -92,8 +92,9 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	}
 }
 
-// awaitReady closes ready at READY=1, or returns when the socket is closed.
-func awaitReady(notify *net.UnixConn, ready chan<- struct{}) {
+// AwaitReady closes ready at READY=1 (sd_notify(3)), or returns when the socket is
+// closed.
+func AwaitReady(notify *net.UnixConn, ready chan<- struct{}) {
 	buf := make([]byte, 512)
 	for {
 		n, err := notify.Read(buf)

@@ -49,9 +49,6 @@ func hostService(srv *server.Server) component {
 			return errors.Join(err, svc.Stop(ctx))
 		}
 		serving()
-		<-ctx.Done()
-		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-		defer cancel()
-		return svc.Stop(stop)
+		return svc.ServeUntil(ctx, drainTime)
 	}
 }

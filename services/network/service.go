@@ -45,8 +45,5 @@ func Run(ctx context.Context, d Deps) error {
 	if d.Serving != nil {
 		d.Serving()
 	}
-	<-ctx.Done()
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
-	defer cancel()
-	return svc.Stop(stop)
+	return svc.ServeUntil(ctx, drainTime)
 }

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"bulkhead/deploy/daemon"
 )
 
 // Process is a daemon that says when it is ready, as daemons do to systemd
@@ -61,19 +63,7 @@ func StartProcess(ctx context.Context, dir, name string, env []string, argv ...s
 		close(p.ended)
 	}()
 	ready := make(chan struct{})
-	go func() { // ends with the socket
-		buf := make([]byte, 4096)
-		for {
-			n, err := notify.Read(buf)
-			if err != nil {
-				return
-			}
-			if strings.Contains(string(buf[:n]), "READY=1") {
-				close(ready)
-				return
-			}
-		}
-	}()
+	go daemon.AwaitReady(notify, ready) // ends with the socket
 	select {
 	case <-ready:
 		return p, nil
