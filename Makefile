@@ -76,7 +76,7 @@ $(PRELOAD): vm-worker/hypervisor/qemu/preload/special_files.c
 	@echo "building $@"
 	@mkdir -p $(BIN) && gcc -std=gnu11 -Wall -Wextra -Werror -O2 -fPIC -shared -Wl,-z,relro,-z,now -s -o $@ $<
 
-$(GUEST)/vmlinux: deploy/guest/build-kernel deploy/guest/kernel.config
+$(GUEST)/vmlinux: deploy/guest/build-kernel deploy/guest/kernel.config $(wildcard deploy/guest/patches/*.patch)
 	@deploy/guest/build-kernel $(GUEST)
 
 $(GUEST)/image.ext4: $(BIN)/bulkhead-agent deploy/guest/build-image
