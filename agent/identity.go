@@ -24,8 +24,9 @@ type identity struct {
 }
 
 // configure gives the guest its name, clock and randomness. The same identity may
-// be given again, which sets the clock and adds entropy again; another one is refused.
-func (a *agent) configure(_ context.Context, req *agentv1.ConfigureRequest) (*agentv1.ConfigureReply, error) {
+// be given again, which sets the clock and adds entropy again; another one is refused. No container runs before
+// all processors do: what a program counts first is what it keeps for good.
+func (a *agent) configure(ctx context.Context, req *agentv1.ConfigureRequest) (*agentv1.ConfigureReply, error) {
 	a.identity.mu.Lock()
 	defer a.identity.mu.Unlock()
 	who := &agentv1.ConfigureRequest{Vm: req.GetVm(), Hostname: req.GetHostname()}
@@ -44,6 +45,11 @@ func (a *agent) configure(_ context.Context, req *agentv1.ConfigureRequest) (*ag
 	}
 	if req.GetHostname() != "" {
 		if err := guest.SetHostname(req.GetHostname()); err != nil {
+			return nil, err
+		}
+	}
+	if req.GetVcpus() > 0 {
+		if err := guest.SetProcessors(ctx, int(req.GetVcpus())); err != nil {
 			return nil, err
 		}
 	}

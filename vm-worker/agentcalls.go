@@ -20,6 +20,10 @@ import (
 // agentTime bounds a request to an agent that has nothing long to do.
 const agentTime = 10 * time.Second
 
+// processorTime bounds a request in which a guest brings up processors: its kernel
+// gives each ten seconds, and a busy host needs them.
+const processorTime = 30 * time.Second
+
 // entropyBytes seeds a guest's random number generator: twice what its
 // ChaCha20 key holds.
 const entropyBytes = 64
@@ -59,10 +63,10 @@ func errVMEnded(id string) error {
 func (s *sandbox) configure(ctx context.Context, p *plan) error {
 	entropy := make([]byte, entropyBytes)
 	_, _ = rand.Read(entropy) // never fails: crypto/rand ends the program instead
-	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	ctx, cancel := context.WithTimeout(ctx, processorTime)
 	defer cancel()
 	_, err := callAgent[agentv1.ConfigureReply](ctx, s, "configure", &agentv1.ConfigureRequest{
-		Vm: s.id, Hostname: p.spec.Hostname, UnixNanos: time.Now().UnixNano(), Entropy: entropy,
+		Vm: s.id, Hostname: p.spec.Hostname, UnixNanos: time.Now().UnixNano(), Entropy: entropy, Vcpus: p.vcpus,
 	})
 	return err
 }

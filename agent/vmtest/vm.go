@@ -78,8 +78,20 @@ func (c *console) String() string {
 	return c.buf.String()
 }
 
+// Machine says how a VM differs from the usual one.
+type Machine struct {
+	Options    []string // of QEMU
+	Parameters string   // of the kernel
+}
+
 // Boot starts a VM and waits until its agent is ready. The end of the test ends it.
 func Boot(t testing.TB) *VM {
+	t.Helper()
+	return BootMachine(t, Machine{})
+}
+
+// BootMachine is Boot for a machine that differs.
+func BootMachine(t testing.TB, m Machine) *VM {
 	t.Helper()
 	image := guestImage(t)
 	dir := t.TempDir()
@@ -94,7 +106,8 @@ func Boot(t testing.TB) *VM {
 	watch(t, vm.Conn, "exited", vm.exits)
 	ctx, cancel := context.WithCancel(context.Background())
 	begun := time.Now()
-	ended := vm.startQEMU(ctx, image, dir, "bulkhead.sandbox="+Sandbox)
+	m.Parameters += " bulkhead.sandbox=" + Sandbox
+	ended := vm.startQEMU(ctx, image, dir, m)
 	vm.ended = ended
 	vm.end = sync.OnceFunc(func() {
 		cancel()
@@ -135,21 +148,21 @@ func RunToEnd(t testing.TB, parameters string) string {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	<-vm.startQEMU(ctx, image, dir, parameters)
+	<-vm.startQEMU(ctx, image, dir, Machine{Parameters: parameters})
 	if ctx.Err() != nil {
 		t.Fatalf("the guest did not power off; it says:\n%s", vm.console)
 	}
 	return vm.Console()
 }
 
-func (vm *VM) startQEMU(ctx context.Context, image guest, dir, parameters string) (ended chan struct{}) {
+func (vm *VM) startQEMU(ctx context.Context, image guest, dir string, m Machine) (ended chan struct{}) {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-machine", "q35,hpet=off,vmport=off,smbus=off,sata=off,i8042=off,smm=off,memory-backend=ram",
 		"-accel", "tcg,tb-size=64", "-cpu", "max",
 		"-m", "256M,slots=4,maxmem=2G", "-object", "memory-backend-memfd,id=ram,size=256M,share=on",
 		"-kernel", image.kernel, "-append", "root=/dev/pmem0 rootfstype=ext4 rootflags=dax=always ro rootwait console=ttyS0 quiet panic=-1 " +
-			"tsc=reliable no_timer_check init=/sbin/bulkhead-agent " + parameters,
+			"tsc=reliable no_timer_check init=/sbin/bulkhead-agent " + m.Parameters,
 		"-object", "memory-backend-file,id=root,mem-path=" + image.image + ",size=" + strconv.FormatInt(image.size, 10) + ",share=on,readonly=on",
 		"-device", "virtio-pmem-pci,memdev=root",
 		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
@@ -161,7 +174,7 @@ func (vm *VM) startQEMU(ctx context.Context, image guest, dir, parameters string
 		"-fsdev", "local,id=share,multidevs=remap,security_model=passthrough,path=" + vm.Share,
 		"-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
 	}
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", args...)
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", append(args, m.Options...)...)
 	cmd.Stdout, cmd.Stderr = vm.console, vm.console
 	if err := cmd.Start(); err != nil {
 		vm.t.Fatal(err)

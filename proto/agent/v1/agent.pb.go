@@ -107,6 +107,7 @@ type ConfigureRequest struct {
 	Hostname      string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	UnixNanos     int64                  `protobuf:"varint,3,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"` // host wall clock
 	Entropy       []byte                 `protobuf:"bytes,4,opt,name=entropy,proto3" json:"entropy,omitempty"`                       // credited to the guest's RNG
+	Vcpus         uint32                 `protobuf:"varint,5,opt,name=vcpus,proto3" json:"vcpus,omitempty"`                          // processors to run on, all brought up before the answer; 0: as booted
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -167,6 +168,13 @@ func (x *ConfigureRequest) GetEntropy() []byte {
 		return x.Entropy
 	}
 	return nil
+}
+
+func (x *ConfigureRequest) GetVcpus() uint32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
 }
 
 type ConfigureReply struct {
@@ -1367,13 +1375,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0euptime_seconds\x18\x03 \x01(\x01R\ruptimeSeconds\x12\x1e\n" +
 	"\n" +
 	"containers\x18\x04 \x03(\tR\n" +
-	"containers\"w\n" +
+	"containers\"\x8d\x01\n" +
 	"\x10ConfigureRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x1d\n" +
 	"\n" +
 	"unix_nanos\x18\x03 \x01(\x03R\tunixNanos\x12\x18\n" +
-	"\aentropy\x18\x04 \x01(\fR\aentropy\"(\n" +
+	"\aentropy\x18\x04 \x01(\fR\aentropy\x12\x14\n" +
+	"\x05vcpus\x18\x05 \x01(\rR\x05vcpus\"(\n" +
 	"\x0eConfigureReply\x12\x16\n" +
 	"\x06kernel\x18\x01 \x01(\tR\x06kernel\"c\n" +
 	"\n" +
