@@ -33,7 +33,7 @@ demo: packages build guest ## run a busybox container in a VM and show what happ
 	@$(GO) run ./deploy/demo $(BUILD)
 
 .PHONY: test
-test: packages lint unit e2e ## lint, unit tests and end-to-end tests with real VMs and Docker
+test: packages lint unit e2e conformance ## lint, unit tests, end-to-end tests with real VMs and Docker, and conformance
 
 ##@ Build
 
@@ -115,6 +115,13 @@ unit: build guest $(NATSCLI) ## unit and room tests (real bus, real QEMU where a
 e2e: build guest $(NATSCLI) ## end-to-end tests: Docker, faults, the nats CLI, one service alone
 	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) test -count=1 -timeout 40m -v ./test/e2e
 
+.PHONY: conformance
+conformance: build guest $(BUILD)/conformance/probe ## the conformance suite, Bulkhead and runc side by side; UPDATE=1 writes docs/conformance.md
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) $(GO) run ./test/conformance/cmd/conformance -out $(BUILD)/conformance.json -page docs/conformance.md $(if $(UPDATE),-update)
+
+$(BUILD)/conformance/probe: $(shell find test/conformance/probe test/conformance/cmd/conformance-probe -name '*.go')
+	@mkdir -p $(@D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./test/conformance/cmd/conformance-probe
+
 .PHONY: bench
 bench: build guest ## the benchmark table, with runc beside it; writes build/bench.json
 	@BULKHEAD_BUILD=$(abspath $(BUILD)) $(GO) run ./test/bench -out $(BUILD)/bench.json
@@ -135,4 +142,4 @@ clean: ## remove build/ (the kernel and the tools stay in the cache)
 
 .PHONY: help
 help: ## this list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z0-9_-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z0-9_-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

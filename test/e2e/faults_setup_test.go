@@ -30,7 +30,7 @@ func stopAtEnd(t *testing.T, h *host.Host) {
 	t.Helper()
 	logOnFailure(t, h.Log())
 	t.Cleanup(func() {
-		if err := errors.Join(noRecords(h), h.Stop()); err != nil {
+		if err := errors.Join(h.NoRecords(), h.Stop()); err != nil {
 			t.Error(err)
 		}
 	})

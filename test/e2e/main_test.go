@@ -4,18 +4,13 @@
 package e2e
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
-	"time"
 
-	"bulkhead/bus"
-	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/test/e2e/engine"
 	"bulkhead/test/e2e/host"
 )
@@ -76,33 +71,12 @@ func suite(m *testing.M) (code int, err error) {
 	}
 	defer func() {
 		if code != 0 || err != nil {
-			err = errors.Join(err, keepLogs())
+			err = errors.Join(err, ground.KeepLogs())
 		}
 		err = errors.Join(err, janitor())
 	}()
 	code = m.Run()
-	return code, errors.Join(tearDown(), nothingLeft(links))
-}
-
-// keepLogs saves the daemons' logs of a run that failed.
-func keepLogs() error {
-	logs, err := filepath.Glob(filepath.Join(ground.Dir, "*", "*.log"))
-	if err != nil || len(logs) == 0 {
-		return err
-	}
-	dir := filepath.Join(os.TempDir(), ground.Token+"-logs")
-	for _, path := range logs {
-		text, err := os.ReadFile(path)
-		if err != nil {
-			return err
-		}
-		name := filepath.Join(dir, filepath.Base(filepath.Dir(path))+"-"+filepath.Base(path))
-		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(name, text, 0o644)); err != nil {
-			return err
-		}
-	}
-	fmt.Fprintln(os.Stderr, "e2e: the daemons' logs are kept in", dir)
-	return nil
+	return code, errors.Join(tearDown(), ground.NothingLeft(links))
 }
 
 func buildDirectory() string {
@@ -126,60 +100,9 @@ func tearDown() error {
 		errs = append(errs, started.engine.Stop())
 	}
 	if started.host != nil {
-		errs = append(errs, noRecords(started.host), started.host.Stop())
+		errs = append(errs, started.host.NoRecords(), started.host.Stop())
 	}
 	return errors.Join(errs...)
-}
-
-// nothingLeft gives what has just been killed moments to go, and then complains.
-func nothingLeft(links []string) error {
-	const patience, pause = 10 * time.Second, 100 * time.Millisecond
-	for deadline := time.Now().Add(patience); ; time.Sleep(pause) {
-		left, err := ground.Left(links)
-		if err != nil {
-			return err
-		}
-		if len(left) == 0 {
-			return nil
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("left behind after %s:\n  %s", patience, strings.Join(left, "\n  "))
-		}
-	}
-}
-
-// noRecords complains of containers and VMs that a host still knows.
-func noRecords(h *host.Host) error {
-	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
-	defer cancel()
-	return eventually(ctx, func() error {
-		conn, err := h.Dial(ctx)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		list, err := bus.Call[vmv1.ListReply](ctx, conn, conn.Subject("vm", "list"), &vmv1.ListRequest{})
-		if err != nil {
-			return err
-		}
-		for _, bucket := range []string{bus.BucketContainers, bus.BucketSandboxes} {
-			kv, err := conn.JetStream().KeyValue(ctx, bucket)
-			if err != nil {
-				return err
-			}
-			keys, err := kv.ListKeys(ctx)
-			if err != nil {
-				return err
-			}
-			for key := range keys.Keys() {
-				return fmt.Errorf("record %s/%s is left", bucket, key)
-			}
-		}
-		if n, m := len(list.GetContainers()), len(list.GetSandboxes()); n+m > 0 {
-			return fmt.Errorf("host %s still lists %d containers and %d VMs: %v", h.ID, n, m, list)
-		}
-		return nil
-	})
 }
 
 // sharedHost is the daemon that most tests use.

@@ -145,7 +145,7 @@ func TestEveryServiceRunsAlone(t *testing.T) {
 		checkStatus(t, conn, service, running[service].PID())
 	}
 	fakeLife(t, h)
-	if err := noRecords(h); err != nil {
+	if err := h.NoRecords(); err != nil {
 		t.Error(err)
 	}
 }

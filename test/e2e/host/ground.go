@@ -75,6 +75,23 @@ func NewGround(build string) (_ *Ground, err error) {
 // Remove takes the directories away.
 func (g *Ground) Remove() error { return errors.Join(os.RemoveAll(g.Dir), os.RemoveAll(g.Data)) }
 
+// KeepLogs saves the daemons' logs of a run that failed, and says where.
+func (g *Ground) KeepLogs() error {
+	logs, err := filepath.Glob(filepath.Join(g.Dir, "*", "*.log"))
+	if err != nil || len(logs) == 0 {
+		return err
+	}
+	dir := filepath.Join(os.TempDir(), g.Token+"-logs")
+	for _, path := range logs {
+		name := filepath.Join(dir, filepath.Base(filepath.Dir(path))+"-"+filepath.Base(path))
+		if err := errors.Join(os.MkdirAll(dir, 0o755), copyFile(path, name, 0o644)); err != nil {
+			return err
+		}
+	}
+	fmt.Fprintln(os.Stderr, "the daemons' logs are kept in", dir)
+	return nil
+}
+
 // KernelRelease is the release of the guest's kernel, read from its image.
 func (g *Ground) KernelRelease() (string, error) {
 	text, err := os.ReadFile(filepath.Join(g.Guest, "vmlinux"))

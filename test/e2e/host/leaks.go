@@ -4,6 +4,7 @@
 package host
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,18 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+
+	"bulkhead/bus"
+	vmv1 "bulkhead/proto/vm/v1"
+)
+
+const (
+	// recordTime is what the last records are given to go, and leftTime the same
+	// for what has just been killed.
+	recordTime = time.Minute
+	leftTime   = 10 * time.Second
+	leftPause  = 100 * time.Millisecond // between two looks: nothing tells of an end that is no child's
 )
 
 // cgroupMount is where the hierarchies of cgroup v1, or the one of v2, are.
@@ -75,6 +88,23 @@ func (g *Ground) Left(before []string) ([]string, error) {
 		}
 	}
 	return left, nil
+}
+
+// NothingLeft gives what has just been killed moments to go, and then complains
+// of what Left lists.
+func (g *Ground) NothingLeft(before []string) error {
+	for deadline := time.Now().Add(leftTime); ; time.Sleep(leftPause) {
+		left, err := g.Left(before)
+		if err != nil {
+			return err
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("left behind after %s:\n  %s", leftTime, strings.Join(left, "\n  "))
+		}
+	}
 }
 
 // Found is a process of ours.
@@ -199,6 +229,57 @@ func (h *Host) VMFiles() ([]string, error) {
 		}
 	}
 	return files, nil
+}
+
+// NoRecords complains of containers and VMs that the host still knows after a
+// while.
+func (h *Host) NoRecords() error {
+	ctx, cancel := context.WithTimeout(context.Background(), recordTime)
+	defer cancel()
+	for {
+		known, err := h.records(ctx)
+		if err == nil && len(known) == 0 {
+			return nil
+		}
+		select {
+		case <-time.After(leftPause):
+		case <-ctx.Done():
+			return errors.Join(err, fmt.Errorf("host %s still knows %s", h.ID, strings.Join(known, ", ")))
+		}
+	}
+}
+
+func (h *Host) records(ctx context.Context) ([]string, error) {
+	conn, err := h.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	list, err := bus.Call[vmv1.ListReply](ctx, conn, conn.Subject("vm", "list"), &vmv1.ListRequest{})
+	if err != nil {
+		return nil, err
+	}
+	var known []string
+	for _, c := range list.GetContainers() {
+		known = append(known, "container "+c.GetRef().GetId())
+	}
+	for _, s := range list.GetSandboxes() {
+		known = append(known, "VM "+s.GetId())
+	}
+	for _, bucket := range []string{bus.BucketContainers, bus.BucketSandboxes} {
+		kv, err := conn.JetStream().KeyValue(ctx, bucket)
+		if err != nil {
+			return known, err
+		}
+		keys, err := kv.ListKeys(ctx)
+		if err != nil {
+			return known, err
+		}
+		for key := range keys.Keys() {
+			known = append(known, "record "+bucket+"/"+key)
+		}
+	}
+	return known, nil
 }
 
 // leftFiles complains of what a stopped host left: VMs, relays, sockets and the
