@@ -61,6 +61,14 @@ func (a *agent) signal(ctx context.Context, req *agentv1.SignalRequest) (*agentv
 	return &agentv1.SignalReply{}, c.Signal(req.GetExecId(), sig)
 }
 
+func (a *agent) update(ctx context.Context, req *agentv1.UpdateRequest) (*agentv1.UpdateReply, error) {
+	c, err := a.containers.Get(req.GetContainer())
+	if err != nil {
+		return nil, err
+	}
+	return &agentv1.UpdateReply{}, c.Update(ctx, req.GetResources())
+}
+
 func (a *agent) pause(ctx context.Context, req *agentv1.PauseRequest) (*agentv1.PauseReply, error) {
 	c, err := a.containers.Get(req.GetContainer())
 	if err != nil {

@@ -112,6 +112,7 @@ func (a *agent) register(nc *nats.Conn) (*bus.AgentServer, error) {
 		handle(s, "start", a.start),
 		handle(s, "exec", a.exec),
 		handle(s, "signal", a.signal),
+		handle(s, "update", a.update),
 		handle(s, "pause", a.pause),
 		handle(s, "resume", a.resume),
 		handle(s, "delete", a.delete),

@@ -61,9 +61,9 @@ const (
 // commands in the order of a container's life, as "help" lists them.
 var commands = []command{
 	createCommand, startCommand, runCommand, execCommand, stateCommand, listCommand, psCommand,
-	killCommand, pauseCommand, resumeCommand, deleteCommand,
+	killCommand, pauseCommand, resumeCommand, updateCommand, deleteCommand,
 	specCommand, featuresCommand, versionCommand,
-	updateCommand, eventsCommand, checkpointCommand, restoreCommand,
+	eventsCommand, checkpointCommand, restoreCommand,
 }
 
 // exitStatus is an end that is not an error: the status of a process that ran

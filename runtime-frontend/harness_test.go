@@ -40,6 +40,7 @@ type host struct {
 	execs    []*vmv1.ExecRequest
 	kills    []*vmv1.KillRequest
 	deletes  []*vmv1.DeleteRequest
+	updates  []*vmv1.UpdateRequest
 	handed   map[string]int // descriptors by token
 	relays   []*testRelay
 	specs    []shadow.Spec
@@ -49,6 +50,7 @@ type host struct {
 	console  error // what SendConsole of relays says
 	exit     int   // what Wait of relays says
 	netns    string
+	stdin    string // what commands read
 }
 
 func newHost(t testing.TB) *host {
@@ -104,7 +106,11 @@ func (h *host) runWith(global []string, args ...string) result {
 		}
 		return f
 	}
-	stdin, err := os.Open(os.DevNull)
+	input := filepath.Join(dir, "stdin")
+	if err := os.WriteFile(input, []byte(h.stdin), 0o600); err != nil {
+		h.t.Fatal(err)
+	}
+	stdin, err := os.Open(input)
 	if err != nil {
 		h.t.Fatal(err)
 	}

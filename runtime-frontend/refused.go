@@ -15,7 +15,6 @@ import (
 // sentence instead of "unknown command", and so that "checkpoint --help" ends well: podman asks that before it offers
 // checkpoints at all, and then tells our sentence.
 var (
-	updateCommand     = refusal("update", "not supported: change of a container's resources", "resources of a running container cannot be changed yet: create it again with other limits")
 	eventsCommand     = refusal("events", "not supported: stream of a container's events", "events and statistics are not on this command line yet: watch the bus with \"nats --context bulkhead sub 'ev.>'\"")
 	checkpointCommand = refusal("checkpoint", "not supported: checkpoint of a container", "containers in virtual machines cannot be checkpointed yet")
 	restoreCommand    = refusal("restore", "not supported: restore of a checkpoint", "containers in virtual machines cannot be restored from a checkpoint yet")

@@ -129,6 +129,11 @@ func (h *host) serve() {
 		delete(h.records, bus.ContainerKey(req.GetRef().GetRoot(), req.GetRef().GetId()))
 		return &vmv1.DeleteReply{Container: record, Existed: true, Hooks: h.hooks(req.GetRef())}, nil
 	})
+	handle(h, "update", func(req *vmv1.UpdateRequest) (*vmv1.UpdateReply, error) {
+		h.updates = append(h.updates, req)
+		record, err := h.find(req.GetRef())
+		return &vmv1.UpdateReply{Container: record}, err
+	})
 	handle(h, "config", func(req *vmv1.ConfigRequest) (*vmv1.ConfigReply, error) {
 		if _, err := h.find(req.GetRef()); err != nil {
 			return nil, err

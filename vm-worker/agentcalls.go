@@ -120,6 +120,13 @@ func (s *sandbox) agentSignal(ctx context.Context, key, exec string, signal int3
 	return err
 }
 
+func (s *sandbox) agentUpdate(ctx context.Context, key, resources string) error {
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	_, err := callAgent[agentv1.UpdateReply](ctx, s, "update", &agentv1.UpdateRequest{Container: key, Resources: resources})
+	return err
+}
+
 func (s *sandbox) agentPause(ctx context.Context, key string) error {
 	ctx, cancel := context.WithTimeout(ctx, agentTime)
 	defer cancel()

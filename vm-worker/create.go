@@ -91,6 +91,10 @@ func (w *Worker) reserve(ctx context.Context, p *plan, cancel context.CancelCaus
 	if err != nil {
 		return nil, false, err
 	}
+	resources, err := resourcesText(p.spec.Linux.Resources)
+	if err != nil {
+		return nil, false, err
+	}
 	c = w.newContainer(sb, &vmv1.Container{
 		Ref: p.req.Ref, Key: p.key, Sandbox: sb.id,
 		Status: vmv1.ContainerStatus_CONTAINER_STATUS_CREATING,
@@ -98,7 +102,7 @@ func (w *Worker) reserve(ctx context.Context, p *plan, cancel context.CancelCaus
 		Annotations: p.spec.Annotations, Owner: p.req.Owner,
 		Relay: p.req.Relay, Channel: sb.channel(),
 		Created: timestamppb.Now(), Cgroup: p.spec.Linux.CgroupsPath,
-		Terminal: p.terminal, OperationId: op,
+		Terminal: p.terminal, OperationId: op, Resources: resources,
 	})
 	c.cancel = cancel
 	if !sb.join(c) {

@@ -57,6 +57,10 @@ func TestRefusalsAreInTheWordsThatEnginesMatch(t *testing.T) {
 		_, err := call[vmv1.ResumeReply](t.Context(), h, "resume", &vmv1.ResumeRequest{Ref: ref(id)})
 		return err
 	}
+	update := func(id string) error {
+		_, err := call[vmv1.UpdateReply](t.Context(), h, "update", &vmv1.UpdateRequest{Ref: ref(id), Resources: `{"pids":{"limit":9}}`})
+		return err
+	}
 	exec := func(id string) error {
 		_, err := call[vmv1.ExecReply](t.Context(), h, "exec", execRequest(id, "e", other, "true"))
 		return err
@@ -85,6 +89,8 @@ func TestRefusalsAreInTheWordsThatEnginesMatch(t *testing.T) {
 		{"kill", kill, "stopped", bus.FailedPrecondition, "container not running"},
 		{"pause", pause, "created", bus.FailedPrecondition, "container not running"},
 		{"pause", pause, "stopped", bus.FailedPrecondition, "container not running"},
+		{"update", update, "none", bus.NotFound, "container does not exist"},
+		{"update", update, "stopped", bus.FailedPrecondition, "container not running"},
 		{"resume", resume, "running", bus.FailedPrecondition, "container not paused"},
 		{"delete", remove, "running", bus.FailedPrecondition, "cannot delete container running that is not stopped: running"},
 		{"delete", remove, "paused", bus.FailedPrecondition, "cannot delete container paused that is not stopped: paused"},

@@ -161,6 +161,7 @@ func (w *Worker) serve(ctx context.Context, version string) (*bus.Service, error
 		bus.Handle(svc, "delete", w.remove),
 		bus.Handle(svc, "exec", w.exec),
 		bus.Handle(svc, "processes", w.processes),
+		bus.Handle(svc, "update", w.update),
 		bus.Handle(svc, "pause", w.pause),
 		bus.Handle(svc, "resume", w.resume),
 		bus.Handle(svc, "stats", w.stats),

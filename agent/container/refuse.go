@@ -5,7 +5,9 @@ package container
 
 import (
 	"fmt"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -131,7 +133,6 @@ func refuseResources(r *specs.LinuxResources) error {
 	if b := r.BlockIO; b != nil {
 		const why = "limits the host's devices and cannot be done in the guest"
 		if err := firstRefusal([]refusal{
-			{b.Weight != nil && *b.Weight != 0, "linux.resources.blockIO.weight", why},
 			{b.LeafWeight != nil && *b.LeafWeight != 0, "linux.resources.blockIO.leafWeight", why},
 			{len(b.WeightDevice) > 0, "linux.resources.blockIO.weightDevice", why},
 			{len(b.ThrottleReadBpsDevice) > 0, "linux.resources.blockIO.throttleReadBpsDevice", why},
@@ -142,11 +143,37 @@ func refuseResources(r *specs.LinuxResources) error {
 			return err
 		}
 	}
+	if err := refuseSettings(r, cgroupMount+"/agent"); err != nil {
+		return err
+	}
 	return firstRefusal([]refusal{
 		{r.Network != nil && r.Network.ClassID != nil && *r.Network.ClassID != 0, "linux.resources.network.classID", whyCgroup2},
 		{r.Network != nil && len(r.Network.Priorities) > 0, "linux.resources.network.priorities", whyCgroup2},
 		{len(r.Rdma) > 0, "linux.resources.rdma", whyHostKernel},
 	})
+}
+
+// refuseSettings refuses what this kernel's cgroups lack before libcontainer meets
+// a missing file, which in its words reads as a missing program. example is a cgroup with every controller.
+func refuseSettings(r *specs.LinuxResources, example string) error {
+	if _, err := os.Stat(example); err != nil {
+		return nil // not in a guest
+	}
+	lacks := func(file string) bool {
+		_, err := os.Lstat(filepath.Join(example, file))
+		return err != nil
+	}
+	for _, l := range r.HugepageLimits {
+		if l.Limit > 0 && lacks("hugetlb."+l.Pagesize+".max") {
+			return fmt.Errorf("%w: linux.resources.hugepageLimits: the guest has no huge pages of %q", ErrInvalid, l.Pagesize)
+		}
+	}
+	for name := range r.Unified {
+		if strings.Contains(name, "/") || lacks(name) {
+			return fmt.Errorf("%w: linux.resources.unified: the guest's cgroups have no %q", ErrInvalid, name)
+		}
+	}
+	return nil
 }
 
 func positive(v *int64) bool { return v != nil && *v > 0 }

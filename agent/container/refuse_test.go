@@ -60,7 +60,7 @@ func TestWhatTheGuestCannotDoIsRefusedByName(t *testing.T) {
 		{`{"linux":{"resources":{"memory":{"disableOOMKiller":true}}}}`, "memory.disableOOMKiller"},
 		{`{"linux":{"resources":{"memory":{"useHierarchy":false}}}}`, "memory.useHierarchy"},
 		{`{"linux":{"resources":{"cpu":{"realtimeRuntime":1}}}}`, "cpu.realtimeRuntime"},
-		{`{"linux":{"resources":{"blockIO":{"weight":100}}}}`, "blockIO.weight"},
+		{`{"linux":{"resources":{"blockIO":{"leafWeight":100}}}}`, "blockIO.leafWeight"},
 		{`{"linux":{"resources":{"blockIO":{"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1}]}}}}`, "throttleReadBpsDevice"},
 		{`{"linux":{"resources":{"network":{"classID":1}}}}`, "network.classID"},
 		{`{"linux":{"resources":{"network":{"priorities":[{"name":"eth0","priority":1}]}}}}`, "network.priorities"},

@@ -5,7 +5,9 @@ package container
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -78,12 +80,35 @@ func guestResources(r *specs.LinuxResources) {
 	if r == nil {
 		return
 	}
-	if r.CPU != nil {
+	if c := r.CPU; c != nil {
 		// The host's processors and memory nodes by number: the guest has fewer.
-		r.CPU.Cpus, r.CPU.Mems = "", ""
+		c.Cpus, c.Mems = "", ""
+		if c.Idle != nil && *c.Idle != 0 {
+			c.Shares = nil // what runs when all else is idle has no weight, and the kernel refuses one
+		}
 	}
+	if m := r.Memory; m != nil && m.Reservation != nil && *m.Reservation < 0 {
+		// A reservation is a promise in cgroup v2; "none" is zero there, which libcontainer takes for "as it is".
+		m.Reservation = nil
+		r.Unified = withSetting(r.Unified, "memory.low", "0")
+	}
+	if r.BlockIO != nil {
+		r.BlockIO.Weight = nil // of the host's disks, on which QEMU works for the container
+	}
+	maps.DeleteFunc(r.Unified, func(name, _ string) bool {
+		return strings.HasPrefix(name, "cpuset.") || strings.HasPrefix(name, "io.")
+	})
 	// Engines write zeros for the page sizes of the host, which the guest may not have.
-	r.HugepageLimits = slices.DeleteFunc(r.HugepageLimits, func(l specs.LinuxHugepageLimit) bool { return l.Limit == 0 })
+	sizes := cgroups.HugePageSizes()
+	r.HugepageLimits = slices.DeleteFunc(r.HugepageLimits, func(l specs.LinuxHugepageLimit) bool {
+		return l.Limit == 0 && !slices.Contains(sizes, l.Pagesize)
+	})
+}
+
+func withSetting(unified map[string]string, name, value string) map[string]string {
+	with := map[string]string{name: value}
+	maps.Copy(with, unified) // what is asked for by its own name comes first
+	return with
 }
 
 // guestHooks keeps the hooks that run inside the container; the host ran or

@@ -30,7 +30,7 @@ func TestSpecificationIsTranslatedIntoTheGuest(t *testing.T) {
 		"process":{"user":{"umask":18},"noNewPrivileges":true,"oomScoreAdj":100},
 		"hooks":{"prestart":[{"path":"/host"}],"startContainer":[{"path":"/in/container"}]},
 		"linux":{"cgroupsPath":"/docker/x","namespaces":[{"type":"network","path":"/proc/1/ns/net"},{"type":"pid","path":"/proc/2/ns/pid"}],
-			"resources":{"cpu":{"shares":2048,"quota":50000,"period":100000,"cpus":"5-7","mems":"1"},"hugepageLimits":[{"pageSize":"1GB","limit":0},{"pageSize":"2MB","limit":2097152}],"memory":{"limit":1048576,"swap":2097152},"pids":{"limit":10}}}}`,
+			"resources":{"cpu":{"shares":2048,"quota":50000,"period":100000,"cpus":"5-7","mems":"1"},"hugepageLimits":[{"pageSize":"3GB","limit":0},{"pageSize":"2MB","limit":2097152}],"memory":{"limit":1048576,"swap":2097152},"pids":{"limit":10}}}}`,
 		layout{share: "/run/share", rootfs: "0123abcd-web/rootfs"})
 
 	if config.Rootfs != "/run/share/0123abcd-web/rootfs" || !config.Readonlyfs {

@@ -41,6 +41,7 @@ func TestAgent(t *testing.T) {
 		{"delete in every state is complete and repeatable", deletes},
 		{"bind mounts come from the share", binds},
 		{"memory limit kills and says so", outOfMemory},
+		{"limits change while it runs", limitsChange},
 		{"configure is given once", configure},
 		{"specification is honoured inside", honoured},
 		{"delete ends a create that is under way", deleteDuringCreate},

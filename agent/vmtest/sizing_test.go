@@ -4,10 +4,12 @@
 package vmtest_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
 	"bulkhead/agent/vmtest"
+	"bulkhead/bus"
 	agentv1 "bulkhead/proto/agent/v1"
 )
 
@@ -21,4 +23,49 @@ func TestNoContainerRunsBeforeAllProcessorsDo(t *testing.T) {
 	if code := exit(t, ct.Relay); code != 0 || strings.TrimSpace(ct.Output()) != "2" {
 		t.Errorf("nproc ended with %d and printed %q, want 2", code, ct.Output())
 	}
+}
+
+func limitsChange(t *testing.T, vm *vmtest.VM) {
+	const files = "cd /sys/fs/cgroup; cat memory.max memory.low memory.swap.max cpu.weight cpu.max cpu.idle pids.max hugetlb.2MB.max"
+	ct := create(t, vm, "limits", sh("sleep 1000"))
+	update := func(resources string) {
+		t.Helper()
+		call[agentv1.UpdateReply](t, vm, "update", &agentv1.UpdateRequest{Container: "limits", Resources: resources})
+	}
+	n := 0
+	expect := func(want string) {
+		t.Helper()
+		n++
+		e := ct.exec(t, fmt.Sprint("cat", n), sh(files))
+		if code := exit(t, e); code != 0 || strings.Join(strings.Fields(e.Output()), " ") != want {
+			t.Errorf("the limits are %q, want %q", strings.Fields(e.Output()), want)
+		}
+	}
+	// As Docker writes them: the processors are the host's, and zeros are no limits.
+	update(`{"memory":{"limit":67108864,"reservation":33554432,"swap":100663296},"cpu":{"shares":512,"quota":50000,"period":100000,"cpus":"7"},` +
+		`"pids":{"limit":9},"blockIO":{"weight":0},"hugepageLimits":[{"pageSize":"2MB","limit":4194304},{"pageSize":"64KB","limit":0}]}`)
+	ct.start(t)
+	expect("67108864 33554432 33554432 59 50000 100000 0 9 4194304")
+	call[agentv1.PauseReply](t, vm, "pause", &agentv1.PauseRequest{Container: "limits"})
+	update(`{"memory":{"limit":-1,"reservation":-1,"swap":-1},"cpu":{"quota":-1,"idle":1,"shares":512},"pids":{"limit":-1}}`)
+	call[agentv1.ResumeReply](t, vm, "resume", &agentv1.ResumeRequest{Container: "limits"})
+	expect("max 0 max 0 max 100000 1 max 4194304")
+	for resources, why := range map[string]string{
+		`{"memory":{"kernel":1}}`:                             "linux.resources.memory.kernel",
+		`{"rdma":{"mlx":{"hcaHandles":1}}}`:                   "linux.resources.rdma",
+		`{"hugepageLimits":[{"pageSize":"64KB","limit":64}]}`: "64KB",
+		`{"unified":{"no.such":"1"}}`:                         "no.such",
+		`{`:                                                   "decoding the resources",
+	} {
+		_, err := ask[agentv1.UpdateReply](t, vm, "update", &agentv1.UpdateRequest{Container: "limits", Resources: resources})
+		if err == nil || !strings.Contains(err.Error(), why) || strings.Contains(err.Error(), "no such file") {
+			t.Errorf("%s: %v, want a word of %s", resources, err, why)
+		}
+	}
+	ct.signal(t, 9)
+	exit(t, ct.Relay)
+	if _, err := ask[agentv1.UpdateReply](t, vm, "update", &agentv1.UpdateRequest{Container: "limits", Resources: `{}`}); bus.ReasonOf(err) != bus.FailedPrecondition {
+		t.Errorf("update of a stopped container: %v", err)
+	}
+	ct.delete(t)
 }

@@ -194,10 +194,12 @@ func checkAnnotations(annotations map[string]string) error {
 	return nil
 }
 
-// refuse is the form of every refusal: the property by name, and why.
-func refuse(property, reason string) error {
-	return fmt.Errorf("%s: %s: %s", ConfigName, property, reason)
-}
+// refusal is the form of every refusal: the property by name, and why.
+type refusal struct{ property, reason string }
+
+func (r *refusal) Error() string { return fmt.Sprintf("%s: %s: %s", ConfigName, r.property, r.reason) }
+
+func refuse(property, reason string) error { return &refusal{property, reason} }
 
 // oneLine turns joined errors into one line: a message is one JSON string in
 // the log and one line on stderr.

@@ -132,18 +132,18 @@ var properties = map[string]verdict{
 	"linux.resources.cpu.mems":                       carried,
 	"linux.resources.cpu.idle":                       carried,
 	"linux.resources.pids":                           carried,
-	"linux.resources.blockIO.weight":                 refused(noHostDevice),
-	"linux.resources.blockIO.leafWeight":             refused(noHostDevice),
+	"linux.resources.blockIO.weight":                 carried,
+	"linux.resources.blockIO.leafWeight":             refused("kernels since 5.0 have no leaf weights"),
 	"linux.resources.blockIO.weightDevice":           refused(noHostDevice),
 	"linux.resources.blockIO.throttleReadBpsDevice":  refused(noHostDevice),
 	"linux.resources.blockIO.throttleWriteBpsDevice": refused(noHostDevice),
 
 	"linux.resources.blockIO.throttleReadIOPSDevice":  refused(noHostDevice),
 	"linux.resources.blockIO.throttleWriteIOPSDevice": refused(noHostDevice),
-	"linux.resources.hugepageLimits":                  refusedIf(hugepagesLimited, "the virtual machine has no huge page pool to limit"),
+	"linux.resources.hugepageLimits":                  refusedIf(foreignHugepages, "the virtual machine has huge pages of 2MB and 1GB only"),
 	"linux.resources.network":                         refusedIf(anyField, "cgroup v2, which the virtual machine uses, has no network classes or priorities"),
 	"linux.resources.rdma":                            refused("the virtual machine has no RDMA devices"),
-	"linux.resources.unified":                         carried,
+	"linux.resources.unified":                         refusedIf(foreignUnified, "a name must be CONTROLLER.SETTING of cgroup v2, with one of the controllers "+strings.Join(unifiedControllers, ", ")),
 
 	"vm":      refused("the virtual machine is chosen by the host's configuration, not by the bundle"),
 	"solaris": refused(noOtherPlatform),
@@ -189,11 +189,25 @@ func swappinessSet(v reflect.Value) bool {
 	return v.IsValid() && v.Uint() <= 100
 }
 
-// hugepagesLimited lets limits of zero pass: they are true of every guest, and
-// the CRI plugins write one for each page size of the host.
-func hugepagesLimited(v reflect.Value) bool {
+// foreignHugepages lets limits of zero pass: of sizes that a guest lacks they are
+// true, and the CRI plugins write one for each page size of the host.
+func foreignHugepages(v reflect.Value) bool {
 	for _, limit := range v.Interface().([]specs.LinuxHugepageLimit) {
-		if limit.Limit > 0 {
+		if limit.Limit > 0 && limit.Pagesize != "2MB" && limit.Pagesize != "1GB" {
+			return true
+		}
+	}
+	return false
+}
+
+// unifiedControllers are those of the guest's cgroups; of two the host holds the
+// settings, as their numbers are those of its processors and devices.
+var unifiedControllers = []string{"cpu", "cpuset", "hugetlb", "io", "memory", "pids"}
+
+func foreignUnified(v reflect.Value) bool {
+	for name := range v.Interface().(map[string]string) {
+		controller, setting, ok := strings.Cut(name, ".")
+		if !ok || setting == "" || strings.Contains(name, "/") || !slices.Contains(unifiedControllers, controller) {
 			return true
 		}
 	}

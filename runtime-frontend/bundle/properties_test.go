@@ -104,12 +104,14 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 			s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}, {Access: "rwm"}}
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
 		}},
-		{"linux.resources.hugepageLimits", "huge page", func(s *specs.Spec) {
-			s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 1}}
+		{"linux.resources.hugepageLimits", "2MB and 1GB", func(s *specs.Spec) {
+			s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "64KB", Limit: 1}}
 		}},
+		{"linux.resources.unified", "CONTROLLER.SETTING", func(s *specs.Spec) { s.Linux.Resources.Unified = map[string]string{"rdma.max": "1"} }},
+		{"linux.resources.unified", "CONTROLLER.SETTING", func(s *specs.Spec) { s.Linux.Resources.Unified = map[string]string{"../memory.max": "1"} }},
 		{"linux.resources.rdma", "RDMA", func(s *specs.Spec) { s.Linux.Resources.Rdma = map[string]specs.LinuxRdma{"mlx": {}} }},
 		{"linux.resources.network", "network classes", func(s *specs.Spec) { s.Linux.Resources.Network = &specs.LinuxNetwork{ClassID: &class} }},
-		{"linux.resources.blockIO.weight", "block devices", func(s *specs.Spec) { s.Linux.Resources.BlockIO.Weight = &one }},
+		{"linux.resources.blockIO.leafWeight", "leaf weights", func(s *specs.Spec) { s.Linux.Resources.BlockIO.LeafWeight = &one }},
 		{"linux.resources.memory.swappiness", "no swap", func(s *specs.Spec) { s.Linux.Resources.Memory.Swappiness = &sixty }},
 		{"linux.resources.memory.kernel", "kernel memory", func(s *specs.Spec) { s.Linux.Resources.Memory.Kernel = &number }},
 		{"linux.resources.memory.disableOOMKiller", "OOM killer", func(s *specs.Spec) { s.Linux.Resources.Memory.DisableOOMKiller = &yes }},

@@ -39,6 +39,19 @@ func TestLimitsAreSeenInTheContainer(t *testing.T) {
 	}
 }
 
+func TestUpdateReachesTheRunningContainer(t *testing.T) {
+	d := newDocker(t)
+	name := d.launch(opts("-m", "128m", "--cpus", "1", "--pids-limit", "50"), "sleep", "1000")
+	inside := func(script string) string { return d.do("exec", name, "sh", "-c", script) }
+	limits := cgroupFile("memory.max", "memory/memory.limit_in_bytes") + "; " + cgroupFile("pids.max", "pids/pids.max") + "; (" +
+		cgroupFile("cpu.max", "cpu/cpu.cfs_quota_us") + ") | cut -d' ' -f1"
+	expect(t, "the limits at first", inside(limits), "134217728\n50\n100000")
+	d.do("update", "-m", "256m", "--memory-swap", "256m", "--cpus", "2", "--pids-limit", "60", name)
+	expect(t, "the limits after an update", inside(limits), "268435456\n60\n200000")
+	d.do("update", "--pids-limit", "-1", name)
+	expect(t, "the limits without one of processes", inside(limits), "268435456\nmax\n200000")
+}
+
 func TestAForkBombEndsAtTheLimitOfProcesses(t *testing.T) {
 	d := newDocker(t)
 	r := d.tryRun(opts("--pids-limit", "20"), "sh", "-c", "for i in $(seq 40); do sleep 30 & done; echo not reached")

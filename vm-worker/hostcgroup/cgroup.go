@@ -84,7 +84,10 @@ func Create(spec *specs.Spec, key string, opts Options) (*Cgroup, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cgroup{state: state{Config: config, Quota: quotaOf(spec)}}
+	c := &Cgroup{state: state{Config: config}}
+	if spec.Linux != nil {
+		c.state.Quota = quotaOf(spec.Linux.Resources)
+	}
 	c.manager, err = manager.New(config)
 	if err != nil {
 		return nil, fmt.Errorf("preparing the cgroup of container %s: %w", key, err)
@@ -119,9 +122,19 @@ func Create(spec *specs.Spec, key string, opts Options) (*Cgroup, error) {
 		return nil, errors.Join(err, c.undo())
 	}
 	if err := c.manager.Set(config.Resources); err != nil {
-		return nil, errors.Join(fmt.Errorf("setting the limits of container %s: %w", key, err), c.undo())
+		return nil, errors.Join(fmt.Errorf("setting the limits of container %s: %w", key, plain(err)), c.undo())
 	}
 	return c, nil
+}
+
+// plain names the limit that this host's kernel lacks. The kernel's own words for
+// a missing file are those by which engines know a missing program.
+func plain(err error) error {
+	var missing *fs.PathError
+	if errors.As(err, &missing) && errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("this host's kernel does not offer %s: do without that limit", path.Base(missing.Path))
+	}
+	return err
 }
 
 // ownParents is held while a cgroup is made and while the empty parents of
@@ -209,6 +222,30 @@ func (c *Cgroup) Stats() (*cgroups.Stats, error) {
 		return nil, fmt.Errorf("reading the statistics of a cgroup: %w", err)
 	}
 	return stats, nil
+}
+
+// Update applies other limits, the CPU quota among them, and writes them to
+// stateFile. Like Create it leaves what is zero as it is; -1 is no limit. When it
+// fails, some of the limits may have been set: apply the former ones again.
+func (c *Cgroup) Update(r *specs.LinuxResources, over Overhead, stateFile string) error {
+	resources, limited, err := resourcesOf(r, over)
+	if err != nil {
+		return err
+	}
+	if c.manager == nil {
+		if limited {
+			return errors.New("this container has no cgroup on the host, whose cgroup file system cannot be written: its limits cannot be changed")
+		}
+		return nil
+	}
+	config := *c.state.Config
+	config.Resources = resources
+	next := state{Config: &config, Quota: quotaOf(r)}
+	if err := c.manager.Set(next.withQuota()); err != nil {
+		return fmt.Errorf("changing the limits of a container on the host: %w", plain(err))
+	}
+	c.state.Config, c.state.Quota = next.Config, next.Quota
+	return c.save(stateFile)
 }
 
 // Destroy removes the directories that Create made. The processes in them have

@@ -122,6 +122,65 @@ func TestLimitsAreWidenedByTheOverhead(t *testing.T) {
 	}
 }
 
+func TestUpdateChangesWhatItTellsAndTakesLimitsAway(t *testing.T) {
+	over := Overhead{MemoryBytes: 100 << 20, Pids: 50}
+	file := filepath.Join(t.TempDir(), "state.json")
+	c := create(t, spec(ownPath(t), &specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(4 << 20))}, Pids: &specs.LinuxPids{Limit: ptr(int64(10))},
+	}), Options{Overhead: over, StateFile: file})
+	expect := func(memory, pids, quota string) {
+		t.Helper()
+		for _, f := range []struct{ controller, v1, v2, want string }{
+			{"memory", "memory.limit_in_bytes", "memory.max", memory},
+			{"pids", "pids.max", "pids.max", pids},
+			{"cpu", "cpu.cfs_quota_us", "cpu.max", quota},
+		} {
+			if got := read(t, c, f.controller, f.v1, f.v2); !strings.HasPrefix(got, f.want) {
+				t.Errorf("%s is %s, want %s", f.v2, got, f.want)
+			}
+		}
+	}
+	unlimited, noQuota := "9223372036854771712", "-1"
+	if cgroups.IsCgroup2UnifiedMode() {
+		unlimited, noQuota = "max", "max"
+	}
+	if err := c.Update(&specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20))}, CPU: &specs.LinuxCPU{Quota: ptr(int64(30000))},
+	}, over, file); err != nil {
+		t.Fatal(err)
+	}
+	expect(strconv.Itoa(108<<20), "60", "30000")
+	again, err := Load(file) // a worker that starts knows what holds
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again.state.Quota.Quota != 30000 || again.state.Config.Resources.Memory != 108<<20 {
+		t.Errorf("the state tells of %+v and %+v", again.state.Quota, again.state.Config.Resources)
+	}
+	if err := again.Update(&specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(-1))}, Pids: &specs.LinuxPids{Limit: ptr(int64(-1))}, CPU: &specs.LinuxCPU{Quota: ptr(int64(-1))},
+	}, over, file); err != nil {
+		t.Fatal(err)
+	}
+	expect(unlimited, "max", noQuota)
+}
+
+func TestSettingsOfTheHostsDevicesNeedItsCgroupV2(t *testing.T) {
+	for name, atHost := range map[string]bool{"cpuset.cpus": true, "io.max": true, "memory.high": false} {
+		_, _, err := resourcesOf(&specs.LinuxResources{Unified: map[string]string{name: "1"}}, Overhead{})
+		if refused := err != nil && strings.Contains(err.Error(), name); refused != (atHost && !cgroups.IsCgroup2UnifiedMode()) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestALimitThatTheHostLacksIsNamed(t *testing.T) {
+	err := plain(fmt.Errorf("setting: %w", &fs.PathError{Op: "open", Path: "/sys/fs/cgroup/blkio/x/blkio.weight", Err: unix.ENOENT}))
+	if !strings.Contains(err.Error(), "does not offer blkio.weight") || strings.Contains(err.Error(), "no such file") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestProcessesEnterAndAreCounted(t *testing.T) {
 	c := create(t, spec(ownPath(t), nil), Options{})
 	cmd := bystander(t, c)
@@ -214,7 +273,7 @@ func TestDefaultParentGoesWithItsLastCgroup(t *testing.T) {
 	}
 	name := fmt.Sprintf("parent-test-%d", os.Getpid())
 	first, second := unnamed(name+"-1"), unnamed(name+"-2")
-	place := filepath.Dir(first.state.Made[0])
+	place := filepath.Dir(filepath.Dir(first.ProcsPaths()[0])) // not of state.Made, which also names what v1's manager leaves alone
 	if err := first.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ package hostcgroup
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -83,12 +84,19 @@ func resourcesOf(r *specs.LinuxResources, over Overhead) (*cgroups.Resources, bo
 		out.PidsLimit = &limit
 	}
 	limited = blockIOOf(out, r.BlockIO) || limited
-	if len(r.Unified) > 0 && cgroups.IsCgroup2UnifiedMode() {
+	if !cgroups.IsCgroup2UnifiedMode() {
+		for name := range r.Unified {
+			if strings.HasPrefix(name, "cpuset.") || strings.HasPrefix(name, "io.") {
+				return nil, false, fmt.Errorf("linux.resources.unified: %s is for the host's processors or disks, and this host has cgroup v1: use the property of linux.resources for it", name)
+			}
+		}
+	} else if len(r.Unified) > 0 {
 		unified, err := unifiedOf(r.Unified, over)
 		if err != nil {
 			return nil, false, err
 		}
 		if len(unified) > 0 {
+			maps.Copy(unified, out.Unified)
 			out.Unified, limited = unified, true
 		}
 	}
@@ -98,6 +106,10 @@ func resourcesOf(r *specs.LinuxResources, over Overhead) (*cgroups.Resources, bo
 func memoryOf(out *cgroups.Resources, m *specs.LinuxMemory, over int64) bool {
 	if m == nil {
 		return false
+	}
+	if m.Reservation != nil && *m.Reservation < 0 && cgroups.IsCgroup2UnifiedMode() {
+		// A reservation is a promise there, and "none" is zero, which means "as it is".
+		out.Unified, m = map[string]string{"memory.low": "0"}, &specs.LinuxMemory{Limit: m.Limit, Swap: m.Swap, Swappiness: m.Swappiness}
 	}
 	limited := false
 	widen := func(v *int64) int64 {
@@ -136,7 +148,7 @@ func cpuOf(out *cgroups.Resources, c *specs.LinuxCPU) bool {
 	if c == nil {
 		return false
 	}
-	if c.Shares != nil {
+	if c.Shares != nil && (c.Idle == nil || *c.Idle == 0) { // what runs when all else is idle has no weight
 		out.CpuShares = *c.Shares
 		out.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*c.Shares)
 	}

@@ -151,7 +151,10 @@ func (m memoryLimit) kill(ctx context.Context) (err error) {
 			return nil
 		}
 	}
-	return fmt.Errorf("the kernel did not kill the victim (%w)", waitErr)
+	if waitErr == nil {
+		return errors.New("the kernel did not kill the victim: it had all the memory it asked for")
+	}
+	return fmt.Errorf("the kernel did not kill the victim: %w", waitErr)
 }
 
 // lower sets the limit just above the usage, unless it is lower already.

@@ -19,13 +19,13 @@ type quota struct {
 	Max    string  `json:"max,omitempty"`    // cpu.max among unified resources
 }
 
-func quotaOf(spec *specs.Spec) quota {
+func quotaOf(r *specs.LinuxResources) quota {
 	var q quota
-	if spec.Linux == nil || spec.Linux.Resources == nil {
+	if r == nil {
 		return q
 	}
-	q.Max = spec.Linux.Resources.Unified["cpu.max"]
-	c := spec.Linux.Resources.CPU
+	q.Max = r.Unified["cpu.max"]
+	c := r.CPU
 	if c == nil {
 		return q
 	}
@@ -47,7 +47,16 @@ func (c *Cgroup) ApplyQuota() error {
 	if c.manager == nil || (q.Quota == 0 && q.Period == 0 && q.Max == "") {
 		return nil
 	}
-	r := *c.state.Config.Resources
+	r := c.state.withQuota()
+	if err := c.manager.Set(r); err != nil {
+		return fmt.Errorf("setting the CPU quota of a container: %w", err)
+	}
+	return nil
+}
+
+// withQuota are all limits, the CPU bandwidth among them.
+func (s *state) withQuota() *cgroups.Resources {
+	r, q := *s.Config.Resources, s.Quota
 	r.CpuQuota, r.CpuPeriod, r.CpuBurst = q.Quota, q.Period, q.Burst
 	if q.Max != "" && cgroups.IsCgroup2UnifiedMode() {
 		r.Unified = maps.Clone(r.Unified)
@@ -56,8 +65,5 @@ func (c *Cgroup) ApplyQuota() error {
 		}
 		r.Unified["cpu.max"] = q.Max
 	}
-	if err := c.manager.Set(&r); err != nil {
-		return fmt.Errorf("setting the CPU quota of a container: %w", err)
-	}
-	return nil
+	return &r
 }

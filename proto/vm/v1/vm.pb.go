@@ -363,6 +363,7 @@ type Container struct {
 	Terminal         bool                   `protobuf:"varint,17,opt,name=terminal,proto3" json:"terminal,omitempty"`
 	OperationId      string                 `protobuf:"bytes,18,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`                  // of the create that made it
 	StartOperationId string                 `protobuf:"bytes,19,opt,name=start_operation_id,json=startOperationId,proto3" json:"start_operation_id,omitempty"` // of the start that won
+	Resources        string                 `protobuf:"bytes,20,opt,name=resources,proto3" json:"resources,omitempty"`                                         // linux.resources in force as JSON text, without device rules
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -526,6 +527,13 @@ func (x *Container) GetOperationId() string {
 func (x *Container) GetStartOperationId() string {
 	if x != nil {
 		return x.StartOperationId
+	}
+	return ""
+}
+
+func (x *Container) GetResources() string {
+	if x != nil {
+		return x.Resources
 	}
 	return ""
 }
@@ -1704,6 +1712,112 @@ func (x *ProcessesReply) GetPids() []int32 {
 	return nil
 }
 
+// UpdateRequest changes the limits of a living container. Of the resources only
+// what is present and not zero is changed; -1 takes a limit away.
+type UpdateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *ContainerRef          `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Resources     string                 `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"` // runtime-spec linux.resources as JSON text
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateRequest) Reset() {
+	*x = UpdateRequest{}
+	mi := &file_vm_v1_vm_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateRequest) ProtoMessage() {}
+
+func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
+func (*UpdateRequest) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *UpdateRequest) GetRef() *ContainerRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *UpdateRequest) GetResources() string {
+	if x != nil {
+		return x.Resources
+	}
+	return ""
+}
+
+type UpdateReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Sandbox       *Sandbox               `protobuf:"bytes,2,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateReply) Reset() {
+	*x = UpdateReply{}
+	mi := &file_vm_v1_vm_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateReply) ProtoMessage() {}
+
+func (x *UpdateReply) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateReply.ProtoReflect.Descriptor instead.
+func (*UpdateReply) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *UpdateReply) GetContainer() *Container {
+	if x != nil {
+		return x.Container
+	}
+	return nil
+}
+
+func (x *UpdateReply) GetSandbox() *Sandbox {
+	if x != nil {
+		return x.Sandbox
+	}
+	return nil
+}
+
 type PauseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *ContainerRef          `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -1713,7 +1827,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[25]
+	mi := &file_vm_v1_vm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1839,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[25]
+	mi := &file_vm_v1_vm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1852,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{25}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PauseRequest) GetRef() *ContainerRef {
@@ -1756,7 +1870,7 @@ type PauseReply struct {
 
 func (x *PauseReply) Reset() {
 	*x = PauseReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[26]
+	mi := &file_vm_v1_vm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1768,7 +1882,7 @@ func (x *PauseReply) String() string {
 func (*PauseReply) ProtoMessage() {}
 
 func (x *PauseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[26]
+	mi := &file_vm_v1_vm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1781,7 +1895,7 @@ func (x *PauseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseReply.ProtoReflect.Descriptor instead.
 func (*PauseReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{26}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{28}
 }
 
 type ResumeRequest struct {
@@ -1793,7 +1907,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[27]
+	mi := &file_vm_v1_vm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1805,7 +1919,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[27]
+	mi := &file_vm_v1_vm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1818,7 +1932,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{27}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ResumeRequest) GetRef() *ContainerRef {
@@ -1836,7 +1950,7 @@ type ResumeReply struct {
 
 func (x *ResumeReply) Reset() {
 	*x = ResumeReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[28]
+	mi := &file_vm_v1_vm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1962,7 @@ func (x *ResumeReply) String() string {
 func (*ResumeReply) ProtoMessage() {}
 
 func (x *ResumeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[28]
+	mi := &file_vm_v1_vm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1975,7 @@ func (x *ResumeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeReply.ProtoReflect.Descriptor instead.
 func (*ResumeReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{28}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{30}
 }
 
 // Stats of a VM and its containers as the guest and the host see them.
@@ -1874,7 +1988,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[29]
+	mi := &file_vm_v1_vm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1886,7 +2000,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[29]
+	mi := &file_vm_v1_vm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1899,7 +2013,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{29}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StatsRequest) GetRef() *ContainerRef {
@@ -1924,7 +2038,7 @@ type StatsReply struct {
 
 func (x *StatsReply) Reset() {
 	*x = StatsReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[30]
+	mi := &file_vm_v1_vm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1936,7 +2050,7 @@ func (x *StatsReply) String() string {
 func (*StatsReply) ProtoMessage() {}
 
 func (x *StatsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[30]
+	mi := &file_vm_v1_vm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1949,7 +2063,7 @@ func (x *StatsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsReply.ProtoReflect.Descriptor instead.
 func (*StatsReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{30}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StatsReply) GetSandbox() string {
@@ -2024,7 +2138,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x05relay\x18\x02 \x01(\v2\x15.bulkhead.vm.v1.RelayR\x05relay\x12\x18\n" +
 	"\achannel\x18\x03 \x01(\rR\achannel\x124\n" +
-	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"\xa3\x06\n" +
+	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"\xc1\x06\n" +
 	"\tContainer\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x18\n" +
@@ -2046,7 +2160,8 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x06cgroup\x18\x10 \x01(\tR\x06cgroup\x12\x1a\n" +
 	"\bterminal\x18\x11 \x01(\bR\bterminal\x12!\n" +
 	"\foperation_id\x18\x12 \x01(\tR\voperationId\x12,\n" +
-	"\x12start_operation_id\x18\x13 \x01(\tR\x10startOperationId\x1a>\n" +
+	"\x12start_operation_id\x18\x13 \x01(\tR\x10startOperationId\x12\x1c\n" +
+	"\tresources\x18\x14 \x01(\tR\tresources\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb1\x04\n" +
@@ -2138,7 +2253,13 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x10ProcessesRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"$\n" +
 	"\x0eProcessesReply\x12\x12\n" +
-	"\x04pids\x18\x01 \x03(\x05R\x04pids\">\n" +
+	"\x04pids\x18\x01 \x03(\x05R\x04pids\"]\n" +
+	"\rUpdateRequest\x12.\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x1c\n" +
+	"\tresources\x18\x02 \x01(\tR\tresources\"y\n" +
+	"\vUpdateReply\x127\n" +
+	"\tcontainer\x18\x01 \x01(\v2\x19.bulkhead.vm.v1.ContainerR\tcontainer\x121\n" +
+	"\asandbox\x18\x02 \x01(\v2\x17.bulkhead.vm.v1.SandboxR\asandbox\">\n" +
 	"\fPauseRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\f\n" +
 	"\n" +
@@ -2182,7 +2303,7 @@ func file_vm_v1_vm_proto_rawDescGZIP() []byte {
 }
 
 var file_vm_v1_vm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_vm_v1_vm_proto_goTypes = []any{
 	(ContainerStatus)(0),          // 0: bulkhead.vm.v1.ContainerStatus
 	(*ContainerRef)(nil),          // 1: bulkhead.vm.v1.ContainerRef
@@ -2210,31 +2331,33 @@ var file_vm_v1_vm_proto_goTypes = []any{
 	(*ExecReply)(nil),             // 23: bulkhead.vm.v1.ExecReply
 	(*ProcessesRequest)(nil),      // 24: bulkhead.vm.v1.ProcessesRequest
 	(*ProcessesReply)(nil),        // 25: bulkhead.vm.v1.ProcessesReply
-	(*PauseRequest)(nil),          // 26: bulkhead.vm.v1.PauseRequest
-	(*PauseReply)(nil),            // 27: bulkhead.vm.v1.PauseReply
-	(*ResumeRequest)(nil),         // 28: bulkhead.vm.v1.ResumeRequest
-	(*ResumeReply)(nil),           // 29: bulkhead.vm.v1.ResumeReply
-	(*StatsRequest)(nil),          // 30: bulkhead.vm.v1.StatsRequest
-	(*StatsReply)(nil),            // 31: bulkhead.vm.v1.StatsReply
-	nil,                           // 32: bulkhead.vm.v1.Container.AnnotationsEntry
-	nil,                           // 33: bulkhead.vm.v1.Sandbox.PhasesEntry
-	(*timestamppb.Timestamp)(nil), // 34: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 35: google.protobuf.Duration
+	(*UpdateRequest)(nil),         // 26: bulkhead.vm.v1.UpdateRequest
+	(*UpdateReply)(nil),           // 27: bulkhead.vm.v1.UpdateReply
+	(*PauseRequest)(nil),          // 28: bulkhead.vm.v1.PauseRequest
+	(*PauseReply)(nil),            // 29: bulkhead.vm.v1.PauseReply
+	(*ResumeRequest)(nil),         // 30: bulkhead.vm.v1.ResumeRequest
+	(*ResumeReply)(nil),           // 31: bulkhead.vm.v1.ResumeReply
+	(*StatsRequest)(nil),          // 32: bulkhead.vm.v1.StatsRequest
+	(*StatsReply)(nil),            // 33: bulkhead.vm.v1.StatsReply
+	nil,                           // 34: bulkhead.vm.v1.Container.AnnotationsEntry
+	nil,                           // 35: bulkhead.vm.v1.Sandbox.PhasesEntry
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 37: google.protobuf.Duration
 }
 var file_vm_v1_vm_proto_depIdxs = []int32{
-	34, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
+	36, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
 	3,  // 1: bulkhead.vm.v1.Exec.relay:type_name -> bulkhead.vm.v1.Relay
-	34, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
+	36, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
 	1,  // 3: bulkhead.vm.v1.Container.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	0,  // 4: bulkhead.vm.v1.Container.status:type_name -> bulkhead.vm.v1.ContainerStatus
-	32, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
+	34, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
 	3,  // 6: bulkhead.vm.v1.Container.relay:type_name -> bulkhead.vm.v1.Relay
-	34, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
-	34, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
+	36, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
+	36, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
 	2,  // 9: bulkhead.vm.v1.Container.exit:type_name -> bulkhead.vm.v1.Exit
 	4,  // 10: bulkhead.vm.v1.Container.execs:type_name -> bulkhead.vm.v1.Exec
-	34, // 11: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
-	33, // 12: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
+	36, // 11: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
+	35, // 12: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
 	1,  // 13: bulkhead.vm.v1.CreateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	7,  // 14: bulkhead.vm.v1.CreateRequest.mounts:type_name -> bulkhead.vm.v1.HandedMount
 	3,  // 15: bulkhead.vm.v1.CreateRequest.relay:type_name -> bulkhead.vm.v1.Relay
@@ -2254,15 +2377,18 @@ var file_vm_v1_vm_proto_depIdxs = []int32{
 	1,  // 29: bulkhead.vm.v1.ExecRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	3,  // 30: bulkhead.vm.v1.ExecRequest.relay:type_name -> bulkhead.vm.v1.Relay
 	1,  // 31: bulkhead.vm.v1.ProcessesRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 32: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 33: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 34: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	35, // 35: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	1,  // 32: bulkhead.vm.v1.UpdateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 33: bulkhead.vm.v1.UpdateReply.container:type_name -> bulkhead.vm.v1.Container
+	6,  // 34: bulkhead.vm.v1.UpdateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 35: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 36: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 37: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	37, // 38: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_vm_v1_vm_proto_init() }
@@ -2276,7 +2402,7 @@ func file_vm_v1_vm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vm_v1_vm_proto_rawDesc), len(file_vm_v1_vm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -25,6 +25,8 @@ type container struct {
 	init   *process            // set before the container is found, never changed
 	execs  map[string]*process // guarded by mu
 	paused bool                // guarded by mu
+
+	resources string // guarded by mu: as the last update told them
 }
 
 // status follows from the init process.

@@ -32,6 +32,8 @@ type Options struct {
 	// StartError and AttachError, when set, may fail these steps.
 	StartError  func(hypervisor.Spec) error
 	AttachError func(relPath string) error
+	// UpdateError, when set, may make a guest refuse the limits it is given.
+	UpdateError func(resources string) error
 	// Mute makes guests that never open their link.
 	Mute bool
 	Log  hclog.Logger
@@ -104,6 +106,24 @@ func (d *Driver) Attached(id string) map[string]bool {
 		return nil
 	}
 	return v.attachedPaths()
+}
+
+// Limits are the resources that a living guest was last told of a container, by
+// its key; empty before the first update.
+func (d *Driver) Limits(id, container string) string {
+	d.mu.Lock()
+	v := d.vms[id]
+	d.mu.Unlock()
+	if v == nil {
+		return ""
+	}
+	c, err := v.guest.find(container)
+	if err != nil {
+		return ""
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.resources
 }
 
 func (d *Driver) forget(v *vm) {

@@ -26,6 +26,7 @@ const kernelRelease = "0.0.0-fake"
 type guest struct {
 	sandbox  string
 	script   Script
+	refuse   func(resources string) error // nil: every update is taken
 	log      hclog.Logger
 	endpoint *stdio.Endpoint
 	ports    []*port
@@ -43,7 +44,7 @@ type guest struct {
 func startGuest(s hypervisor.Spec, o Options) (*guest, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	g := &guest{
-		sandbox: s.ID, script: o.Script, log: o.Log.With("sandbox", s.ID), ctx: ctx, cancel: cancel,
+		sandbox: s.ID, script: o.Script, refuse: o.UpdateError, log: o.Log.With("sandbox", s.ID), ctx: ctx, cancel: cancel,
 		endpoint: stdio.NewEndpoint(stdio.EndpointConfig{}), containers: map[string]*container{}, nextPID: 1,
 	}
 	for _, name := range []string{"ctl", "io"} {
@@ -141,6 +142,7 @@ func (g *guest) register(nc *nats.Conn) (*bus.AgentServer, error) {
 		bus.HandleAgent(s, "start", g.start),
 		bus.HandleAgent(s, "exec", g.exec),
 		bus.HandleAgent(s, "signal", g.signal),
+		bus.HandleAgent(s, "update", g.update),
 		bus.HandleAgent(s, "pause", g.pause),
 		bus.HandleAgent(s, "resume", g.resume),
 		bus.HandleAgent(s, "delete", g.delete),

@@ -106,6 +106,26 @@ func (g *guest) signal(_ context.Context, req *agentv1.SignalRequest) (*agentv1.
 	return &agentv1.SignalReply{}, nil
 }
 
+// update notes the limits: a fake process has none to meet.
+func (g *guest) update(_ context.Context, req *agentv1.UpdateRequest) (*agentv1.UpdateReply, error) {
+	c, err := g.find(req.GetContainer())
+	if err != nil {
+		return nil, err
+	}
+	if c.status() == stopped {
+		return nil, bus.Errorf(bus.FailedPrecondition, "container %s is %s", c.key, stopped)
+	}
+	if g.refuse != nil {
+		if err := g.refuse(req.GetResources()); err != nil {
+			return nil, err
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.resources = req.GetResources()
+	return &agentv1.UpdateReply{}, nil
+}
+
 func (g *guest) pause(_ context.Context, req *agentv1.PauseRequest) (*agentv1.PauseReply, error) {
 	return &agentv1.PauseReply{}, g.setPaused(req.GetContainer(), true, running)
 }
