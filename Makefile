@@ -79,7 +79,7 @@ $(PRELOAD): vm-worker/hypervisor/qemu/preload/special_files.c
 $(GUEST)/vmlinux: deploy/guest/build-kernel deploy/guest/kernel.config $(wildcard deploy/guest/patches/*.patch)
 	@deploy/guest/build-kernel $(GUEST)
 
-$(GUEST)/image.ext4: $(BIN)/bulkhead-agent deploy/guest/build-image
+$(GUEST)/image.ext4: $(BIN)/bulkhead-agent deploy/guest/build-image $(wildcard deploy/guest/selinux/*.cil)
 	@deploy/guest/build-image $(BIN)/bulkhead-agent $(GUEST)
 
 .PHONY: proto

@@ -68,7 +68,8 @@ func Run(ctx context.Context, deps Deps) error {
 		Reaper:   orphans,
 		Streams:  streams{endpoint},
 		Exited:   a.exited,
-		Prepare:  func(context.Context) error { return a.share.Mount() },
+		Prepare:  a.mountShare,
+		Labels:   labels(),
 		ShareDir: guest.ShareDir,
 		StateDir: stateDir,
 	})

@@ -19,14 +19,18 @@ var featuresCommand = command{
 	description: "Prints the features structure of the OCI runtime-spec (features.md), written from the tables\n" +
 		"by which bundles are judged: what is claimed here is carried out.",
 	run: func(_ context.Context, inv *invocation) error {
+		// Engines ask before anything is configured; where the configuration cannot be read, labels are not promised.
+		cfg, err := inv.settings()
+		selinux := err == nil && cfg.VM.SELinux
 		enc := json.NewEncoder(inv.std.Out)
 		enc.SetIndent("", "  ")
-		return enc.Encode(newFeatures())
+		return enc.Encode(newFeatures(selinux))
 	},
 }
 
-// newFeatures derives each claim from the table that decides about it.
-func newFeatures() *features.Features {
+// newFeatures derives each claim from the table that decides about it. selinux says whether the host's configuration
+// allows labels.
+func newFeatures(selinux bool) *features.Features {
 	namespaces := bundle.Namespaces()
 	return &features.Features{
 		OCIVersionMin: bundle.VersionMin,
@@ -49,7 +53,7 @@ func newFeatures() *features.Features {
 				SupportedFlags: bundle.SeccompFlags(),
 			},
 			Apparmor: &features.Apparmor{Enabled: claim(bundle.Carried("process.apparmorProfile"))},
-			Selinux:  &features.Selinux{Enabled: claim(bundle.Carried("process.selinuxLabel"))},
+			Selinux:  &features.Selinux{Enabled: claim(selinux && bundle.Carried("process.selinuxLabel") && bundle.Carried("linux.mountLabel"))},
 			IntelRdt: &features.IntelRdt{Enabled: claim(bundle.Carried("linux.intelRdt"))},
 			MountExtensions: &features.MountExtensions{
 				IDMap: &features.IDMap{Enabled: claim(slices.Contains(namespaces, "user") && bundle.Carried("mounts[].uidMappings"))},

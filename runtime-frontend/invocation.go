@@ -14,6 +14,7 @@ import (
 	"bulkhead/bus"
 	"bulkhead/bus/config"
 	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/runtime-frontend/bundle"
 )
 
 // invocation is one run of a command: its flags and arguments, and the
@@ -60,6 +61,15 @@ func (inv *invocation) settings() (*config.Config, error) {
 		inv.cfg = cfg
 	}
 	return inv.cfg, nil
+}
+
+// bundleOptions are what bundles and processes are judged by beside themselves.
+func (inv *invocation) bundleOptions() (bundle.Options, error) {
+	cfg, err := inv.settings()
+	if err != nil {
+		return bundle.Options{}, err
+	}
+	return bundle.Options{SystemdCgroup: inv.systemdCgroup, SELinux: cfg.VM.SELinux}, nil
 }
 
 // dial connects to the bus once.

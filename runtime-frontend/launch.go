@@ -60,7 +60,11 @@ func (o launchOptions) checkTerminal(terminal bool) error {
 // create is the way of docs/architecture.md from a bundle to a created
 // container. Everything it did is undone when a step fails.
 func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts launchOptions) (_ hostProcess, retErr error) {
-	b, err := bundle.Load(opts.bundle, bundle.Options{SystemdCgroup: inv.systemdCgroup})
+	judged, err := inv.bundleOptions()
+	if err != nil {
+		return nil, err
+	}
+	b, err := bundle.Load(opts.bundle, judged)
 	if err != nil {
 		return nil, err
 	}

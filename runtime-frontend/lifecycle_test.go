@@ -346,3 +346,32 @@ func TestSpecWritesABundleThatPasses(t *testing.T) {
 	}
 	h.run("create", "-b", dir, "c1").succeeds(t)
 }
+
+// TestLabelsAreRefusedWhereTheyAreSwitchedOff: the configuration decides, and features say what it decided.
+func TestLabelsAreRefusedWhereTheyAreSwitchedOff(t *testing.T) {
+	h := newHost(t)
+	const label = "system_u:system_r:container_t:s0:c1,c2"
+	labelled := h.bundle(func(s *specs.Spec) { s.Process.SelinuxLabel = label })
+	claims := func() bool {
+		return strings.Contains(strings.Join(strings.Fields(h.run("features").succeeds(t).stdout), ""), `"selinux":{"enabled":true}`)
+	}
+	h.run("create", "--bundle", labelled, "c1").succeeds(t)
+	if !claims() {
+		t.Error("features do not claim what is done")
+	}
+	text, err := os.ReadFile(h.config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(h.config, append(text, "[vm]\nselinux = false\n"...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.run("create", "--bundle", labelled, "c2").fails(t, 1, "process.selinuxLabel: SELinux label \""+label+"\": [vm] selinux = false")
+	h.run("exec", "-d", "--process-label", label, "c1", "id").fails(t, 255, "[vm] selinux = false")
+	if claims() {
+		t.Error("features claim what is refused")
+	}
+	if got := len(h.creates); got != 1 {
+		t.Errorf("%d creates reached the worker, want the first alone", got)
+	}
+}

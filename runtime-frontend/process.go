@@ -21,6 +21,10 @@ import (
 // execProcess is the process that an exec asks for: that of --process, or the
 // container's own with the arguments and flags of the command line.
 func execProcess(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef) (*specs.Process, error) {
+	opts, err := inv.bundleOptions()
+	if err != nil {
+		return nil, err
+	}
 	if path := inv.String("process"); path != "" {
 		text, err := os.ReadFile(path)
 		if err != nil {
@@ -30,7 +34,7 @@ func execProcess(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef) (
 		if err := json.Unmarshal(text, &process); err != nil {
 			return nil, fmt.Errorf("%q is not a process: %w", path, err)
 		}
-		return bundle.ProcessForGuest(process)
+		return bundle.ProcessForGuest(process, opts)
 	}
 	args := inv.Args().Tail()
 	if len(args) == 0 {
@@ -69,7 +73,7 @@ func execProcess(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef) (
 		}
 		process.User.AdditionalGids = append(process.User.AdditionalGids, uint32(gid))
 	}
-	return bundle.ProcessForGuest(process)
+	return bundle.ProcessForGuest(process, opts)
 }
 
 // addCapabilities follows runc: ambient ones need inheritable ones, which

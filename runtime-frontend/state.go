@@ -51,6 +51,10 @@ type state struct {
 	Owner       string            `json:"owner"`
 }
 
+// selinuxAnnotation tells the SELinux label that the guest enforces on the container's process. It is an annotation
+// because the state may have no further keys; a container without a label has none.
+const selinuxAnnotation = "io.bulkhead.selinux"
+
 // newState reads a record. The relay is the container on the host, so when
 // it is gone the container is stopped, even if the worker has not written that down yet.
 func newState(c *vmv1.Container) state {
@@ -67,6 +71,9 @@ func newState(c *vmv1.Container) state {
 	}
 	if s.Annotations == nil {
 		s.Annotations = map[string]string{}
+	}
+	if c.GetSelinuxLabel() != "" {
+		s.Annotations[selinuxAnnotation] = c.GetSelinuxLabel()
 	}
 	if s.Status == "stopped" || !alive(c.GetRelay()) {
 		s.Status, s.PID = "stopped", 0

@@ -102,7 +102,7 @@ func (w *Worker) reserve(ctx context.Context, p *plan, cancel context.CancelCaus
 		Annotations: p.spec.Annotations, Owner: p.req.Owner,
 		Relay: p.req.Relay, Channel: sb.channel(),
 		Created: timestamppb.Now(), Cgroup: p.spec.Linux.CgroupsPath,
-		Terminal: p.terminal, OperationId: op, Resources: resources,
+		Terminal: p.terminal, OperationId: op, Resources: resources, SelinuxLabel: p.processLabel,
 	})
 	c.cancel = cancel
 	if !sb.join(c) {
@@ -130,12 +130,14 @@ func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
 		case !host.sb.alive():
 			return nil, errPodOver(p)
 		}
-		return host.sb, nil
+		return host.sb, host.sb.takes(p)
 	}
 	if running := w.runningLocked(); running >= w.cfg.MaxVMs {
 		return nil, bus.Errorf(bus.ResourceExhausted, "this host already runs %d VMs, the most that [vm] max_vms allows", running)
 	}
-	return w.newSandbox(&vmv1.Sandbox{Id: newSandboxID(), Created: timestamppb.Now()}), nil
+	return w.newSandbox(&vmv1.Sandbox{
+		Id: newSandboxID(), Created: timestamppb.Now(), Selinux: p.labelled(), MountLabel: p.mountLabel,
+	}), nil
 }
 
 func errPodOver(p *plan) error {

@@ -48,8 +48,12 @@ func (w *Worker) exec(ctx context.Context, req *vmv1.ExecRequest) (*vmv1.ExecRep
 	if req.ExecId == "" {
 		return nil, bus.Errorf(bus.InvalidArgument, "exec in %s needs an exec id", req.Ref.Id)
 	}
-	if err := json.Unmarshal([]byte(req.Process), &specs.Process{}); err != nil {
+	var process specs.Process
+	if err := json.Unmarshal([]byte(req.Process), &process); err != nil {
 		return nil, bus.Errorf(bus.InvalidArgument, "process of exec %s is not a runtime-spec process: %w", req.ExecId, err)
+	}
+	if err := c.sb.takesExec(&process); err != nil {
+		return nil, err
 	}
 	if err := c.canExec(req); err != nil {
 		return nil, err

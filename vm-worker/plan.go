@@ -42,6 +42,8 @@ type plan struct {
 	terminal bool
 
 	oomScoreAdj *int // of the VM's process; nil leaves it as inherited
+
+	processLabel, mountLabel string // SELinux labels; empty: none asked for
 }
 
 // plannedMount is a handed mount and its place below the guest's share.
@@ -70,6 +72,11 @@ func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
 	}
 	if p.spec.Process != nil { // without one the start fails, not the create (runtime-spec, config.md#process)
 		p.terminal, p.oomScoreAdj = p.spec.Process.Terminal, p.spec.Process.OOMScoreAdj
+		p.processLabel = p.spec.Process.SelinuxLabel
+	}
+	p.mountLabel = p.spec.Linux.MountLabel
+	if p.labelled() && !cfg.SELinux {
+		return nil, bus.Errorf(bus.InvalidArgument, "container %s asks for an SELinux label, and [vm] selinux = false switches labels off on this host", ref.Id)
 	}
 	for _, a := range podAnnotations {
 		if p.spec.Annotations[a.kind] == a.member && p.spec.Annotations[a.sandbox] != "" {
@@ -82,6 +89,9 @@ func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
 	}
 	return p, p.planSize(cfg)
 }
+
+// labelled says whether the container asks for SELinux.
+func (p *plan) labelled() bool { return p.processLabel != "" || p.mountLabel != "" }
 
 func (p *plan) planMounts() error {
 	if n := len(p.req.Mounts); n == 0 || n > maxMounts {

@@ -78,6 +78,9 @@ func TestAPlanIsRefusedBeforeAnythingIsTouched(t *testing.T) {
 		{"empty configuration", func(r *vmv1.CreateRequest) { r.Config = "{}" }, "needs root and linux"},
 		{"no mounts", func(r *vmv1.CreateRequest) { r.Mounts = nil }, "hands over 0 mounts"},
 		{"two roots", func(r *vmv1.CreateRequest) { r.Mounts[1].Destination = "/" }, "2 root file systems"},
+		{"a label, switched off", func(r *vmv1.CreateRequest) {
+			r.Config = `{"root":{},"linux":{"mountLabel":"system_u:object_r:container_file_t:s0"}}`
+		}, "[vm] selinux = false"},
 		{"relative mount", func(r *vmv1.CreateRequest) { r.Mounts[1].Destination = "data" }, "not an absolute path"},
 	} {
 		req := asked(t, nil, nil)

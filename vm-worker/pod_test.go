@@ -122,3 +122,59 @@ func TestAPodSurvivesAStopOfTheWorker(t *testing.T) {
 	h.delete("pause", true)
 	h.expectNothing()
 }
+
+// TestLabelsOfAPodAreThoseItsVMCanGive: a VM was started with SELinux or without, and has one label for the host's files.
+func TestLabelsOfAPodAreThoseItsVMCanGive(t *testing.T) {
+	h := newHost(t, fake.Options{}, func(vm *config.VM) { vm.SELinux = true })
+	const process, files = "system_u:system_r:container_t:s0:c1", "system_u:object_r:container_file_t:s0"
+	label := func(spec *specs.Spec, process, files string) *specs.Spec {
+		spec.Process.SelinuxLabel, spec.Linux.MountLabel = process, files
+		return spec
+	}
+	create := func(id string, spec *specs.Spec) error {
+		r := startRelay(t, h.bus.RunDir)
+		ctx := operation(t)
+		_, err := call[vmv1.CreateReply](ctx, h, "create", h.request(ctx, id, r, spec))
+		if err == nil {
+			r.commit()
+		}
+		return err
+	}
+	if err := errors.Join(
+		create("labelled", label(h.bundle("labelled", "sleep"), process, files)),
+		create("plain", h.bundle("plain", "sleep")),
+	); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ pod, process, files, says string }{
+		{"labelled", "system_u:system_r:container_t:s0:c2", files, ""},
+		{"labelled", "", "", ""},
+		{"labelled", process, "system_u:object_r:container_file_t:s0:c1", "one label"},
+		{"plain", process, "", "runs without SELinux"},
+	} {
+		err := create("member", label(inPod(h.bundle("member", "sleep"), c.pod), c.process, c.files))
+		if (err == nil) != (c.says == "") || err != nil && !strings.Contains(err.Error(), c.says) {
+			t.Errorf("a member of %s with %q and %q: %v, want %q", c.pod, c.process, c.files, err, c.says)
+		}
+		if err == nil {
+			h.delete("member", true)
+		}
+	}
+	if rec := h.state("labelled"); rec.GetSelinuxLabel() != process {
+		t.Errorf("the record says label %q", rec.GetSelinuxLabel())
+	}
+	for _, sb := range h.list().Sandboxes {
+		if labelled := sb.GetId() == h.state("labelled").Sandbox; sb.GetSelinux() != labelled || (sb.GetMountLabel() == files) != labelled {
+			t.Errorf("the record of a VM says SELinux %v, %q", sb.GetSelinux(), sb.GetMountLabel())
+		}
+	}
+	h.start("plain")
+	r := startRelay(t, h.bus.RunDir)
+	ctx := operation(t)
+	_, err := call[vmv1.ExecReply](ctx, h, "exec", &vmv1.ExecRequest{
+		Ref: h.state("plain").Ref, ExecId: "e", Process: `{"args":["true"],"cwd":"/","selinuxLabel":"` + process + `"}`, Relay: r.identity(),
+	})
+	if err == nil || !strings.Contains(err.Error(), "runs without SELinux") {
+		t.Errorf("an exec with a label in a VM without SELinux: %v", err)
+	}
+}

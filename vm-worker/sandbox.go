@@ -129,6 +129,7 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo 
 		Accelerator: accel, AcceleratorReason: reason,
 		CgroupProcs: cgroupProcs,
 		OOMScoreAdj: p.oomScoreAdj,
+		KernelArgs:  s.kernelArgs(),
 	})
 	if err != nil {
 		return err

@@ -57,7 +57,10 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 	if err := json.Unmarshal([]byte(req.Config), &spec); err != nil {
 		return 0, fmt.Errorf("%w: decoding config.json: %w", ErrInvalid, err)
 	}
-	if err := c.m.cfg.Prepare(ctx); err != nil {
+	if err := checkLabels(&spec, c.m.cfg.Labels); err != nil {
+		return 0, err
+	}
+	if err := c.m.cfg.Prepare(mountLabel(&spec)); err != nil {
 		return 0, err
 	}
 	t, err := translate(&spec, c.key, layout{share: c.m.cfg.ShareDir, rootfs: req.Rootfs, shares: req.Shares})

@@ -39,6 +39,9 @@ func (c *Container) Exec(ctx context.Context, req ExecRequest) (int, error) {
 	if err := refuseProcess(&spec); err != nil {
 		return 0, err
 	}
+	if err := checkLabel("process.selinuxLabel", spec.SelinuxLabel, c.m.cfg.Labels); err != nil {
+		return 0, err
+	}
 	lc, p, err := c.reserveExec(req)
 	if err != nil {
 		return 0, err

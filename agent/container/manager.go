@@ -21,10 +21,11 @@ type Config struct {
 	Log      hclog.Logger
 	Reaper   *reaper.Reaper
 	Streams  Streams
-	Exited   func(Exited)                // told about every process that ended; must not block for long
-	Prepare  func(context.Context) error // called before each create: the share must be there afterwards
-	ShareDir string                      // where the share is mounted
-	StateDir string                      // libcontainer's state; a tmpfs
+	Exited   func(Exited)                    // told about every process that ended; must not block for long
+	Prepare  func(label string) error        // called before each create: the share must be there afterwards, with this SELinux label
+	Labels   func(label string) (known bool) // asks the guest's SELinux policy; nil when it has none
+	ShareDir string                          // where the share is mounted
+	StateDir string                          // libcontainer's state; a tmpfs
 }
 
 // Exited is the end of one process.

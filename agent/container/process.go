@@ -72,6 +72,7 @@ func libcontainerProcess(p *specs.Process) (*libcontainer.Process, error) {
 		GID:             int(p.User.GID),
 		Cwd:             p.Cwd,
 		NoNewPrivileges: &p.NoNewPrivileges,
+		Label:           p.SelinuxLabel,
 		Scheduler:       p.Scheduler,
 		IOPriority:      p.IOPriority,
 		LogLevel:        "3", // logrus' warnings

@@ -34,7 +34,7 @@ func firstRefusal(list []refusal) error {
 const (
 	whyHostKernel = "belongs to the host's kernel and does not exist in the guest"
 	whyCgroup2    = "does not exist in cgroup v2, which the guest uses"
-	whyLSM        = "is not supported yet: the guest runs without a security module"
+	whyAppArmor   = "is not supported: the guest's kernel has no AppArmor"
 )
 
 // refuseSpec refuses, by name, what the guest cannot do (OCI runtime-spec v1.3,
@@ -69,8 +69,7 @@ func refuseProcess(p *specs.Process) error {
 		{p.Cwd != "" && !path.IsAbs(p.Cwd), "process.cwd", fmt.Sprintf("%q must be an absolute path", p.Cwd)},
 		{p.CommandLine != "", "process.commandLine", "is for another operating system"},
 		{p.User.Username != "", "process.user.username", "is for another operating system; use uid and gid"},
-		{p.SelinuxLabel != "", "process.selinuxLabel", whyLSM},
-		{p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined", "process.apparmorProfile", whyLSM},
+		{p.ApparmorProfile != "" && p.ApparmorProfile != "unconfined", "process.apparmorProfile", whyAppArmor},
 		{slices.ContainsFunc(append([]string{p.Cwd}, append(p.Args, p.Env...)...), hasNul), "process", "has a NUL byte in cwd, args or env"},
 	})
 }
@@ -93,7 +92,6 @@ func refuseLinux(l *specs.Linux) error {
 		{len(l.GIDMappings) > 0, "linux.gidMappings", "is not supported without a user namespace"},
 		{len(l.TimeOffsets) > 0, "linux.timeOffsets", "is not supported"},
 		{l.IntelRdt != nil, "linux.intelRdt", whyHostKernel},
-		{l.MountLabel != "", "linux.mountLabel", whyLSM},
 		{l.MemoryPolicy != nil, "linux.memoryPolicy", "is not supported: the guest has one memory node"},
 		{len(l.NetDevices) > 0, "linux.netDevices", whyHostKernel},
 		{l.Personality != nil && len(l.Personality.Flags) > 0, "linux.personality.flags", "is not supported"},

@@ -40,15 +40,22 @@ var mounts = []mount{
 // kernel mounts /dev itself.
 func MountAll() error {
 	for _, m := range mounts {
-		err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data)
-		if errors.Is(err, unix.ENOENT) {
-			if err = os.MkdirAll(m.target, 0o755); err == nil {
-				err = unix.Mount(m.source, m.target, m.fstype, m.flags, m.data)
-			}
+		if err := m.mount(); err != nil {
+			return err
 		}
-		if err != nil && !errors.Is(err, unix.EBUSY) && !m.optional {
-			return fmt.Errorf("mounting %s on %s: %w", m.fstype, m.target, err)
+	}
+	return nil
+}
+
+func (m mount) mount() error {
+	err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data)
+	if errors.Is(err, unix.ENOENT) {
+		if err = os.MkdirAll(m.target, 0o755); err == nil {
+			err = unix.Mount(m.source, m.target, m.fstype, m.flags, m.data)
 		}
+	}
+	if err != nil && !errors.Is(err, unix.EBUSY) && !m.optional {
+		return fmt.Errorf("mounting %s on %s: %w", m.fstype, m.target, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@
 package guest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -25,23 +26,35 @@ const (
 
 // Share mounts the host's share when it is first needed.
 type Share struct {
-	mu      sync.Mutex // guards mounted
+	mu      sync.Mutex // guards mounted and label
 	mounted bool
+	label   string
 }
 
-// Mount makes the share available at ShareDir. It may be called again.
-func (s *Share) Mount() error {
+// ErrLabel is the refusal of a second label for the share.
+var ErrLabel = errors.New("the files of a virtual machine have one SELinux label")
+
+// Mount makes the share available at ShareDir, with this SELinux label on all its files; empty is the policy's
+// own. It may be called again, with the same label or none: a virtio device carries one 9p mount, and that has one label.
+func (s *Share) Mount(label string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.mounted {
+		if label != "" && label != s.label {
+			return fmt.Errorf("%w: it is %q here, and cannot be %q for one more container", ErrLabel, s.label, label)
+		}
 		return nil
+	}
+	options := shareOptions
+	if label != "" {
+		options += fmt.Sprintf(",context=%q", label)
 	}
 	if err := os.MkdirAll(ShareDir, 0o755); err != nil {
 		return fmt.Errorf("mounting the host's share: %w", err)
 	}
-	if err := unix.Mount(shareTag, ShareDir, "9p", 0, shareOptions); err != nil {
-		return fmt.Errorf("mounting the host's share %q with %q: %w", shareTag, shareOptions, err)
+	if err := unix.Mount(shareTag, ShareDir, "9p", 0, options); err != nil {
+		return fmt.Errorf("mounting the host's share %q with %q: %w", shareTag, options, err)
 	}
-	s.mounted = true
+	s.mounted, s.label = true, label
 	return nil
 }

@@ -61,6 +61,7 @@ type VM struct {
 	VCPUs       int      `toml:"vcpus"`        // CPUs of a container without a quota
 	BootTimeout Duration `toml:"boot_timeout"` // from the start of QEMU to the agent's first word
 	MaxVMs      int      `toml:"max_vms"`      // more are refused
+	SELinux     bool     `toml:"selinux"`      // SELinux labels of containers are applied in the guest, else refused
 }
 
 // Duration is a time.Duration written as "30s".
@@ -98,6 +99,7 @@ func Default() *Config {
 			VCPUs:       1,
 			BootTimeout: Duration{60 * time.Second},
 			MaxVMs:      128,
+			SELinux:     true,
 		},
 	}
 }

@@ -44,6 +44,7 @@ type Bundle struct {
 // Options are what the command line adds to the question whether a bundle can be run.
 type Options struct {
 	SystemdCgroup bool // linux.cgroupsPath is "slice:prefix:name"
+	SELinux       bool // the host's configuration allows labels
 }
 
 // Load reads and checks the bundle in dir.
@@ -61,7 +62,7 @@ func Load(dir string, opts Options) (*Bundle, error) {
 		return nil, err
 	}
 	b := &Bundle{Dir: dir, Spec: spec}
-	if err := errors.Join(Check(spec), checkCgroupsPath(spec, opts)); err != nil {
+	if err := errors.Join(Check(spec), checkCgroupsPath(spec, opts), checkSELinux(spec, opts)); err != nil {
 		return nil, oneLine(err)
 	}
 	if b.Config, err = forGuest(text, spec); err != nil {

@@ -115,7 +115,7 @@ func TestWhatAsksForNothingStaysOutOfTheGuest(t *testing.T) {
 	if !reflect.DeepEqual(before, after) {
 		t.Error("something else changed")
 	}
-	guest, err := ProcessForGuest(&specs.Process{Args: []string{"x"}, Cwd: "/", ApparmorProfile: "docker-default"})
+	guest, err := ProcessForGuest(&specs.Process{Args: []string{"x"}, Cwd: "/", ApparmorProfile: "docker-default"}, Options{})
 	if err != nil || guest.ApparmorProfile != "" {
 		t.Errorf("%+v, %v", guest, err)
 	}

@@ -65,8 +65,8 @@ func without(text []byte, path []string) ([]byte, error) {
 
 // ProcessForGuest checks the process of an exec and takes out what asks for
 // nothing.
-func ProcessForGuest(p *specs.Process) (*specs.Process, error) {
-	if err := CheckProcess(p); err != nil {
+func ProcessForGuest(p *specs.Process, opts Options) (*specs.Process, error) {
+	if err := CheckProcess(p, opts); err != nil {
 		return nil, err
 	}
 	guest := *p

@@ -23,11 +23,11 @@ var rlimits = map[string]bool{
 
 // CheckProcess judges the process of an exec by the same rules as the one of a
 // container.
-func CheckProcess(p *specs.Process) error {
+func CheckProcess(p *specs.Process, opts Options) error {
 	if p == nil {
 		return errors.New("the process is null")
 	}
-	if err := errors.Join(errors.Join(walk(reflect.ValueOf(p).Elem(), "process")...), checkProcess(p)); err != nil {
+	if err := errors.Join(errors.Join(walk(reflect.ValueOf(p).Elem(), "process")...), checkProcess(p), checkProcessLabel(p, opts)); err != nil {
 		return oneLine(err)
 	}
 	return nil

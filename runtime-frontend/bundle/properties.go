@@ -38,7 +38,7 @@ const (
 	noUserNamespace = "user namespaces and id mappings are not supported yet: root in the container is already root of its own virtual machine only"
 	noOtherPlatform = "it belongs to another platform than Linux"
 	noHostDevice    = "the host's block devices do not exist in the virtual machine"
-	noLSM           = "the virtual machine's kernel has no such security module: the machine is the confinement"
+	noAppArmor      = "the virtual machine's kernel has no AppArmor: the machine is the confinement, and SELinux labels confine within it"
 )
 
 // properties holds the verdict for every property of the runtime-spec 1.3.0.
@@ -74,10 +74,10 @@ var properties = map[string]verdict{
 	"process.capabilities":        carried,
 	"process.rlimits":             checked,
 	"process.noNewPrivileges":     carried,
-	"process.apparmorProfile":     refusedIf(foreignAppArmorProfile, "AppArmor profile: "+noLSM+"; use --security-opt apparmor=unconfined"),
+	"process.apparmorProfile":     refusedIf(foreignAppArmorProfile, "AppArmor profile: "+noAppArmor+"; use --security-opt apparmor=unconfined"),
 	"process.oomScoreAdj":         checked,
 	"process.scheduler":           carried,
-	"process.selinuxLabel":        refused("SELinux label: " + noLSM + "; use --security-opt label=disable"),
+	"process.selinuxLabel":        checked, // selinux.go
 	"process.ioPriority":          carried,
 	"process.execCPUAffinity":     carried,
 
@@ -98,7 +98,7 @@ var properties = map[string]verdict{
 	"linux.rootfsPropagation": checked, // mounts.go
 	"linux.maskedPaths":       carried,
 	"linux.readonlyPaths":     carried,
-	"linux.mountLabel":        refused("SELinux label: " + noLSM + "; use --security-opt label=disable"),
+	"linux.mountLabel":        checked, // selinux.go
 	"linux.intelRdt":          refused("cache and memory bandwidth allocation is the host processor's and is not passed into virtual machines"),
 	"linux.memoryPolicy":      refused("the virtual machine has one memory node, so there is no policy to choose"),
 	"linux.personality":       refused("execution domains are not supported: the virtual machine runs 64-bit Linux"),

@@ -199,15 +199,15 @@ func TestSeveralFaultsAreToldTogether(t *testing.T) {
 
 func TestExecObeysTheSameTable(t *testing.T) {
 	good := specs.Process{Args: []string{"id"}, Cwd: "/"}
-	if err := CheckProcess(&good); err != nil {
+	if err := CheckProcess(&good, Options{}); err != nil {
 		t.Fatal(err)
 	}
 	bad := good
 	bad.SelinuxLabel = "x"
-	if err := CheckProcess(&bad); err == nil || !strings.Contains(err.Error(), "process.selinuxLabel") {
+	if err := CheckProcess(&bad, Options{}); err == nil || !strings.Contains(err.Error(), "process.selinuxLabel") {
 		t.Errorf("error %v", err)
 	}
-	if err := CheckProcess(nil); err == nil {
+	if err := CheckProcess(nil, Options{}); err == nil {
 		t.Error("null passed")
 	}
 }

@@ -44,7 +44,7 @@ func run(begun float64, log hclog.Logger) error {
 	logrus.SetLevel(logrus.WarnLevel)
 	// The heap is a few megabytes: collecting half as often costs less than it saves.
 	debug.SetGCPercent(200)
-	for _, prepare := range []func() error{guest.MountAll, guest.SetupCgroups, guest.SetParameters, guest.LoopbackUp} {
+	for _, prepare := range []func() error{guest.StartSELinux, guest.MountAll, guest.SetupCgroups, guest.SetParameters, guest.LoopbackUp} {
 		if err := prepare(); err != nil {
 			return err
 		}

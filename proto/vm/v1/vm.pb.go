@@ -364,6 +364,7 @@ type Container struct {
 	OperationId      string                 `protobuf:"bytes,18,opt,name=operation_id,json=operationId,proto3" json:"operation_id,omitempty"`                  // of the create that made it
 	StartOperationId string                 `protobuf:"bytes,19,opt,name=start_operation_id,json=startOperationId,proto3" json:"start_operation_id,omitempty"` // of the start that won
 	Resources        string                 `protobuf:"bytes,20,opt,name=resources,proto3" json:"resources,omitempty"`                                         // linux.resources in force as JSON text, without device rules
+	SelinuxLabel     string                 `protobuf:"bytes,40,opt,name=selinux_label,json=selinuxLabel,proto3" json:"selinux_label,omitempty"`               // of the init process; empty without one
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -538,6 +539,13 @@ func (x *Container) GetResources() string {
 	return ""
 }
 
+func (x *Container) GetSelinuxLabel() string {
+	if x != nil {
+		return x.SelinuxLabel
+	}
+	return ""
+}
+
 // Sandbox is the record of a virtual machine, kept in the KV bucket "sandboxes".
 type Sandbox struct {
 	state             protoimpl.MessageState          `protogen:"open.v1"`
@@ -555,6 +563,8 @@ type Sandbox struct {
 	Phases            map[string]*durationpb.Duration `protobuf:"bytes,12,rep,name=phases,proto3" json:"phases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // durations of: bus, vm_boot, agent_ready, container_create, container_start
 	Containers        []string                        `protobuf:"bytes,13,rep,name=containers,proto3" json:"containers,omitempty"`                                                                   // keys
 	EndReason         string                          `protobuf:"bytes,14,opt,name=end_reason,json=endReason,proto3" json:"end_reason,omitempty"`                                                    // why it stopped
+	Selinux           bool                            `protobuf:"varint,40,opt,name=selinux,proto3" json:"selinux,omitempty"`                                                                        // the guest enforces an SELinux policy: its first container asked for a label
+	MountLabel        string                          `protobuf:"bytes,41,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"`                                                 // SELinux label of the host's files in the guest; empty: the policy's own
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -683,6 +693,20 @@ func (x *Sandbox) GetContainers() []string {
 func (x *Sandbox) GetEndReason() string {
 	if x != nil {
 		return x.EndReason
+	}
+	return ""
+}
+
+func (x *Sandbox) GetSelinux() bool {
+	if x != nil {
+		return x.Selinux
+	}
+	return false
+}
+
+func (x *Sandbox) GetMountLabel() string {
+	if x != nil {
+		return x.MountLabel
 	}
 	return ""
 }
@@ -2138,7 +2162,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x05relay\x18\x02 \x01(\v2\x15.bulkhead.vm.v1.RelayR\x05relay\x12\x18\n" +
 	"\achannel\x18\x03 \x01(\rR\achannel\x124\n" +
-	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"\xc1\x06\n" +
+	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"\xe6\x06\n" +
 	"\tContainer\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x18\n" +
@@ -2161,10 +2185,11 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\bterminal\x18\x11 \x01(\bR\bterminal\x12!\n" +
 	"\foperation_id\x18\x12 \x01(\tR\voperationId\x12,\n" +
 	"\x12start_operation_id\x18\x13 \x01(\tR\x10startOperationId\x12\x1c\n" +
-	"\tresources\x18\x14 \x01(\tR\tresources\x1a>\n" +
+	"\tresources\x18\x14 \x01(\tR\tresources\x12#\n" +
+	"\rselinux_label\x18( \x01(\tR\fselinuxLabel\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb1\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xec\x04\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1e\n" +
@@ -2185,7 +2210,10 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"containers\x18\r \x03(\tR\n" +
 	"containers\x12\x1d\n" +
 	"\n" +
-	"end_reason\x18\x0e \x01(\tR\tendReason\x1aT\n" +
+	"end_reason\x18\x0e \x01(\tR\tendReason\x12\x18\n" +
+	"\aselinux\x18( \x01(\bR\aselinux\x12\x1f\n" +
+	"\vmount_label\x18) \x01(\tR\n" +
+	"mountLabel\x1aT\n" +
 	"\vPhasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"y\n" +
