@@ -6,6 +6,7 @@ package agent
 import (
 	"context"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"bulkhead/agent/container"
@@ -18,8 +19,13 @@ func (a *agent) create(ctx context.Context, req *agentv1.CreateRequest) (*agentv
 	for _, s := range req.GetShares() {
 		shares = append(shares, container.Share{Destination: s.GetDestination(), Source: s.GetSource(), ReadOnly: s.GetReadOnly()})
 	}
+	joins := make([]container.Join, 0, len(req.GetJoins()))
+	for _, j := range req.GetJoins() {
+		joins = append(joins, container.Join{Type: specs.LinuxNamespaceType(j.GetType()), Container: j.GetContainer()})
+	}
 	pid, err := a.containers.Create(ctx, container.CreateRequest{
 		Key: req.GetContainer(), Config: req.GetConfig(), Channel: req.GetChannel(), Rootfs: req.GetRootfs(), Shares: shares,
+		Joins: joins, ID: req.GetId(), Bundle: req.GetBundle(),
 	})
 	if err != nil {
 		return nil, err

@@ -85,6 +85,8 @@ var contract = []struct {
 	// Hooks and network.
 	{"hooks get the state, their environment and a deadline", "TestHookReadsTheStateOnStdin TestHookGetsExactlyItsArgumentsAndEnvironment TestTimeoutKillsTheProcessGroup"},
 	{"create hooks see the living process; a failure undoes", "TestCreateHooksSeeTheRelayCreating TestFailedCreateRunsPoststopHooks"},
+	{"createContainer hooks run in the container's namespaces before its root changes", "TestBeforeTheRootChangesHooksSeeBoth TestOCIHooksRunInOrderAndInTheirNamespaces"},
+	{"a namespace of another container means its VM", "TestAContainerRunsInTheVMWhoseNamespacesItJoins TestOCIContainersShareNamespacesInOneVM TestDockerContainersJoinEachOther"},
 	{"poststart by version, poststop to the last", "TestPoststartFailureFollowsTheVersion TestPoststartAndPoststopHooks TestPoststopRunsTheRestAfterAFailure"},
 	{"interfaces are refused, also those that come after create", "TestStartRefusesInterfacesThatCameAfterCreate TestDockerNetworksAreRefusedInASentence"},
 }

@@ -12,10 +12,13 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"bulkhead/bus"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/runtime-frontend/bundle"
 	"bulkhead/runtime-frontend/hooks"
+	"bulkhead/runtime-frontend/shadow"
 )
 
 // launchOptions are what create, run and exec are told about the host side of
@@ -87,6 +90,10 @@ func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts l
 		return nil, err
 	}
 
+	if err := checkJoined(ctx, inv, ref, b); err != nil {
+		return nil, err
+	}
+
 	undo := undoList{warn: inv.reporter().Debug}
 	defer func() {
 		if retErr != nil {
@@ -104,22 +111,25 @@ func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts l
 		return hooks.RunAll(ctx, "poststop", b.Dir, b.Spec.Hooks.Poststop, state)
 	})
 
-	relay, err := inv.startRelay(ctx, initSpec(inv, cfg.Host.RunDir, operation, b, opts))
+	spec := initSpec(inv, cfg.Host.RunDir, operation, b, opts)
+	var hookErr error
+	if hasCreateHooks(b.Spec.Hooks) {
+		spec.BeforeRoot = func(pid int) error {
+			hooked = true
+			state.Pid = pid
+			hookErr = runCreateHooks(ctx, b, state)
+			return hookErr
+		}
+	}
+	relay, err := inv.startRelay(ctx, spec)
+	if hookErr != nil {
+		return nil, hookErr
+	}
 	if err != nil {
 		return nil, fmt.Errorf("starting the container's host process: %w", err)
 	}
 	undo.add(func(context.Context) error { return relay.Kill() })
-
-	if b.Spec.Hooks != nil {
-		hooked = true
-		state.Pid = int(relay.Identity().GetPid())
-		if err := hooks.Run(ctx, "prestart", b.Dir, b.Spec.Hooks.Prestart, state); err != nil {
-			return nil, err
-		}
-		if err := hooks.Run(ctx, "createRuntime", b.Dir, b.Spec.Hooks.CreateRuntime, state); err != nil {
-			return nil, err
-		}
-	}
+	hooked = b.Spec.Hooks != nil
 	if err := checkNetwork(relay.Identity().GetPid()); err != nil {
 		return nil, err
 	}
@@ -132,7 +142,7 @@ func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts l
 	_, err = call[vmv1.CreateReply](ctx, inv, "create", &vmv1.CreateRequest{
 		Ref: ref, Bundle: b.Dir, Rootfs: b.Rootfs, Config: string(b.Config),
 		Handover: operation, Mounts: mounts, Relay: relay.Identity(),
-		SystemdCgroup: inv.systemdCgroup, Owner: owner(),
+		SystemdCgroup: inv.systemdCgroup, Owner: owner(), Joined: joinedNamespaces(b),
 	})
 	if err != nil {
 		return nil, interrupted(ctx, err)
@@ -187,6 +197,27 @@ func deleteOwn(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, ope
 		return nil
 	}
 	return err
+}
+
+func hasCreateHooks(h *specs.Hooks) bool {
+	return h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0
+}
+
+// runCreateHooks runs the hooks that belong between the making of a container's namespaces and
+// mounts and the change of its root (runtime-spec, config.md#posix-platform-hooks).
+func runCreateHooks(ctx context.Context, b *bundle.Bundle, state hooks.State) error {
+	if err := hooks.Run(ctx, "prestart", b.Dir, b.Spec.Hooks.Prestart, state); err != nil {
+		return err
+	}
+	if err := hooks.Run(ctx, "createRuntime", b.Dir, b.Spec.Hooks.CreateRuntime, state); err != nil {
+		return err
+	}
+	if len(b.Spec.Hooks.CreateContainer) == 0 {
+		return nil
+	}
+	return shadow.Inside(state.Pid, func() error {
+		return hooks.Run(ctx, "createContainer", b.Dir, b.Spec.Hooks.CreateContainer, state)
+	})
 }
 
 // hookState is what hooks read: the state of a container that is being made.

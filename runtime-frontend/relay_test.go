@@ -38,6 +38,12 @@ func (h *host) startRelay(_ context.Context, spec shadow.Spec) (hostProcess, err
 	defer h.mu.Unlock()
 	h.relays = append(h.relays, r)
 	h.specs = append(h.specs, spec)
+	if spec.BeforeRoot != nil {
+		if err := spec.BeforeRoot(cmd.Process.Pid); err != nil {
+			r.Kill()
+			return nil, err
+		}
+	}
 	return r, nil
 }
 

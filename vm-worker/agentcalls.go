@@ -76,6 +76,7 @@ func (s *sandbox) configure(ctx context.Context, p *plan) error {
 func (s *sandbox) agentCreate(ctx context.Context, rec *vmv1.Container, p *plan) error {
 	req := &agentv1.CreateRequest{
 		Container: rec.Key, Config: p.req.Config, Channel: rec.Channel, Rootfs: rec.Key + "/rootfs",
+		Joins: p.joins, Id: rec.Ref.Id, Bundle: rec.Bundle,
 	}
 	for _, m := range p.mounts {
 		if m.Destination != "/" {

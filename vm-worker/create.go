@@ -106,7 +106,7 @@ func (w *Worker) reserve(ctx context.Context, p *plan, cancel context.CancelCaus
 	})
 	c.cancel = cancel
 	if !sb.join(c) {
-		return nil, false, errPodOver(p)
+		return nil, false, errPodOver(p.req.Ref)
 	}
 	w.containers[p.key] = c
 	w.sandboxes[sb.id] = sb
@@ -120,17 +120,16 @@ func (p *plan) rootfs() (string, error) {
 	return p.req.Rootfs, nil
 }
 
-// sandboxFor returns the sandbox a container goes into: the one its pod has, or
-// a new one. The caller holds w.mu.
+// sandboxFor returns the sandbox a container goes into: the one whose namespaces
+// it shares, or a new one. The caller holds w.mu.
 func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
-	if host, ok := w.containers[p.joins]; ok {
-		switch {
-		case !closed(host.created):
-			return nil, bus.Errorf(bus.FailedPrecondition, "the pod of container %s is still being created", p.req.Ref.Id)
-		case !host.sb.alive():
-			return nil, errPodOver(p)
-		}
-		return host.sb, host.sb.takes(p)
+	at, err := w.placeLocked(p.req.Ref, p.pod, p.req.Joined)
+	if err != nil {
+		return nil, err
+	}
+	p.joins = at.joins
+	if at.sb != nil {
+		return at.sb, at.sb.takes(p)
 	}
 	if running := w.runningLocked(); running >= w.cfg.MaxVMs {
 		return nil, bus.Errorf(bus.ResourceExhausted, "this host already runs %d VMs, the most that [vm] max_vms allows", running)
@@ -138,10 +137,6 @@ func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
 	return w.newSandbox(&vmv1.Sandbox{
 		Id: newSandboxID(), Created: timestamppb.Now(), Selinux: p.labelled(), MountLabel: p.mountLabel,
 	}), nil
-}
-
-func errPodOver(p *plan) error {
-	return bus.Errorf(bus.FailedPrecondition, "container %s belongs to a pod whose VM has ended; create the pod's sandbox anew", p.req.Ref.Id)
 }
 
 var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)

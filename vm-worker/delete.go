@@ -57,7 +57,7 @@ func (w *Worker) removeNow(ctx context.Context, req *vmv1.DeleteRequest) (*vmv1.
 	case <-ctx.Done():
 		return nil, bus.Errorf(bus.DeadlineExceeded, "container %s is still ending: %w", rec.Ref.Id, ctx.Err())
 	}
-	if err := c.endHostedVM(ctx); err != nil {
+	if err := c.releaseVM(ctx); err != nil {
 		return nil, err
 	}
 	last, hooks := c.snapshot(), c.hooks()
@@ -99,16 +99,21 @@ func (w *Worker) endUnderWay(ctx context.Context, req *vmv1.DeleteRequest) error
 	return nil
 }
 
-// endHostedVM ends the VM when it was booted for this container: it lives in the
-// container's cgroup on the host and cannot outlive it. Engines delete a pod's
-// sandbox when the pod is over, at times before the other members.
-func (c *container) endHostedVM(ctx context.Context) error {
-	if c.rec.Channel != firstChannel || !c.sb.alive() {
+// releaseVM moves the VM out of the cgroup of the container that it was booted
+// for, which is about to go, when others live on in it.
+func (c *container) releaseVM(ctx context.Context) error {
+	cgroup := c.hostCgroup()
+	vm := c.sb.living()
+	if c.rec.Channel != firstChannel || cgroup == nil || vm == nil {
 		return nil
 	}
-	if err := c.sb.kill(ctx, "the container that it was started for was deleted"); err != nil {
-		return fmt.Errorf("end the VM of container %s: %w", c.rec.Ref.Id, err)
+	if _, err := cgroup.Inherit(c.sb.id, vm.Record().PID, c.sb.cgroupFile()); err != nil {
+		if !c.sb.alive() {
+			return nil
+		}
+		return fmt.Errorf("move the VM %s, in which other containers run, out of the cgroup of container %s: %w", c.sb.id, c.rec.Ref.Id, err)
 	}
+	c.w.event(ctx, "sandbox", c.sb.id, "released", map[string]string{"container": c.rec.Ref.Id})
 	return nil
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"bulkhead/bus"
 	"bulkhead/bus/config"
+	agentv1 "bulkhead/proto/agent/v1"
 	vmv1 "bulkhead/proto/vm/v1"
 )
 
@@ -22,20 +23,14 @@ import (
 // (Documentation/scheduler/sched-bwc.rst), in microseconds.
 const defaultCPUPeriod = 100_000
 
-// Annotations by which engines say that a container belongs into the sandbox of
-// another one: containerd's CRI plugin, then CRI-O and Podman.
-var podAnnotations = []struct{ kind, member, sandbox string }{
-	{"io.kubernetes.cri.container-type", "container", "io.kubernetes.cri.sandbox-id"},
-	{"io.kubernetes.cri-o.ContainerType", "container", "io.kubernetes.cri-o.SandboxID"},
-}
-
 // plan is what a create request asks for, checked and derived before anything
 // is touched.
 type plan struct {
 	req      *vmv1.CreateRequest
 	key      string
 	spec     *specs.Spec
-	joins    string // key of the container whose VM this one shares, or empty
+	pod      pod
+	joins    []*agentv1.NamespaceJoin // set with the VM that it shares
 	vcpus    uint32
 	memory   uint64 // bytes of guest memory
 	mounts   []plannedMount
@@ -78,12 +73,7 @@ func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
 	if p.labelled() && !cfg.SELinux {
 		return nil, bus.Errorf(bus.InvalidArgument, "container %s asks for an SELinux label, and [vm] selinux = false switches labels off on this host", ref.Id)
 	}
-	for _, a := range podAnnotations {
-		if p.spec.Annotations[a.kind] == a.member && p.spec.Annotations[a.sandbox] != "" {
-			p.joins = bus.ContainerKey(ref.Root, p.spec.Annotations[a.sandbox])
-			break
-		}
-	}
+	p.pod = podOf(ref, p.spec.Annotations)
 	if err := p.planMounts(); err != nil {
 		return nil, err
 	}

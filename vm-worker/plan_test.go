@@ -94,20 +94,20 @@ func TestAPlanIsRefusedBeforeAnythingIsTouched(t *testing.T) {
 
 func TestAPodIsFoundByTheAnnotationsOfEveryEngine(t *testing.T) {
 	t.Parallel()
-	pod := bus.ContainerKey("/run/engine", "pod1")
+	pod1 := pod{"/run/engine", "pod1"}
 	for _, c := range []struct {
 		annotations map[string]string
-		joins       string
+		pod         pod
 	}{
-		{nil, ""},
-		{map[string]string{"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "pod1"}, ""},
-		{map[string]string{"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod1"}, pod},
-		{map[string]string{"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": "pod1"}, pod},
-		{map[string]string{"io.kubernetes.cri-o.ContainerType": "container"}, ""},
+		{nil, pod{}},
+		{map[string]string{"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "pod1"}, pod{}},
+		{map[string]string{"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod1"}, pod1},
+		{map[string]string{"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": "pod1"}, pod1},
+		{map[string]string{"io.kubernetes.cri-o.ContainerType": "container"}, pod{}},
 	} {
 		p, err := newPlan(asked(t, nil, c.annotations), config.VM{MemoryMiB: 512, VCPUs: 1})
-		if err != nil || p.joins != c.joins {
-			t.Errorf("%v joins %v, %v", c.annotations, p, err)
+		if err != nil || p.pod != c.pod {
+			t.Errorf("%v is of the pod %v, %v", c.annotations, p, err)
 		}
 	}
 }

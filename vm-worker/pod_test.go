@@ -5,6 +5,8 @@ package vmworker_test
 
 import (
 	"errors"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -81,8 +83,9 @@ func TestContainersOfAPodShareAVM(t *testing.T) {
 	h.expectNothing()
 }
 
-// Engines may end a pod's sandbox before its containers.
-func TestAPodsSandboxMayBeDeletedFirst(t *testing.T) {
+// TestAPodOutlivesItsFirstContainer: the VM was booted in that one's cgroup, which
+// its delete must remove.
+func TestAPodOutlivesItsFirstContainer(t *testing.T) {
 	h := newHost(t, fake.Options{})
 	h.run("pause", "sleep")
 	app, err := h.join("app", "pause", "cat")
@@ -90,10 +93,31 @@ func TestAPodsSandboxMayBeDeletedFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.start("app")
+	sandbox := h.state("app").Sandbox
 	h.delete("pause", true)
-	app.expectCode(137)
-	h.await("app", "exited")
-	h.delete("app", false)
+	h.expectStatus("app", running)
+	h.expectRecordsAgree()
+	where, err := os.ReadFile("/proc/" + strconv.Itoa(h.vms()[0]) + "/cgroup")
+	if err != nil || !strings.Contains(string(where), h.cgroups+"/bulkhead-"+sandbox+"\n") {
+		t.Errorf("the VM is in the cgroups %s, %v", where, err)
+	}
+	h.restart() // the next worker finds it there
+
+	late, err := h.join("late", "pause", "true") // the pod is still known by its members
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := h.state("late").Sandbox; got != sandbox {
+		t.Errorf("a late member is in the VM %s instead of %s", got, sandbox)
+	}
+	h.start("late")
+	late.expectCode(0)
+	app.stdin.Close()
+	app.expectCode(42)
+	for _, id := range []string{"app", "late"} {
+		h.await(id, "exited")
+		h.delete(id, false)
+	}
 	h.expectNothing()
 }
 

@@ -51,7 +51,8 @@ type relay struct {
 	ended   chan struct{}
 }
 
-func startRelay(t *testing.T, runDir string) *relay {
+// The flags of clone(2) name namespaces of its own.
+func startRelay(t *testing.T, runDir string, flags ...uintptr) *relay {
 	t.Helper()
 	dir := filepath.Join(runDir, "relay")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -79,6 +80,9 @@ func startRelay(t *testing.T, runDir string) *relay {
 	r.cmd.ExtraFiles = []*os.File{theirs, dirFile}
 	r.cmd.Stdout = r.output
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	for _, flag := range flags {
+		r.cmd.SysProcAttr.Cloneflags |= flag
+	}
 	if r.stdin, err = r.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}

@@ -7,12 +7,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
 	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hostcgroup"
 	"bulkhead/vm-worker/hypervisor"
 )
 
@@ -183,12 +186,32 @@ func (s *sandbox) remove(ctx context.Context) error {
 		}
 	}
 	s.router.Close()
+	if err := s.removeCgroup(ctx); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.removed = true
 	err := s.w.store.removeSandbox(ctx, s.id)
 	s.mu.Unlock()
 	s.w.event(ctx, "sandbox", s.id, "removed", nil)
 	return err
+}
+
+// cgroupFile describes the cgroup of a VM that has outlived the container in
+// whose cgroup it was booted.
+func (s *sandbox) cgroupFile() string {
+	return filepath.Join(s.w.store.sandboxDir(s.id), cgroupPrefix+"vm.json")
+}
+
+func (s *sandbox) removeCgroup(ctx context.Context) error {
+	cgroup, err := hostcgroup.Load(s.cgroupFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return cgroup.Destroy(ctx)
 }
 
 // qemuPidfd is a descriptor of the VM's process, for relays to hold.

@@ -152,6 +152,7 @@ func (w *Worker) serve(ctx context.Context, version string) (*bus.Service, error
 		return nil, err
 	}
 	err = errors.Join(
+		bus.Handle(svc, "locate", w.locate),
 		bus.Handle(svc, "create", w.create),
 		bus.Handle(svc, "start", w.start),
 		bus.Handle(svc, "state", w.state),

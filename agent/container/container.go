@@ -164,6 +164,9 @@ func (c *Container) remove(ctx context.Context) error {
 		if err := lc.Destroy(); err != nil && !errors.Is(err, libcontainer.ErrNotExist) {
 			return fmt.Errorf("removing what the container left: %w", err)
 		}
+		if err := os.Remove(c.stateDir()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("removing what the container left: %w", err)
+		}
 	}
 	c.mu.Lock()
 	undo := c.undoSysctl
@@ -186,7 +189,7 @@ func (c *Container) remove(ctx context.Context) error {
 // It is a check of libcontainer's work and ours, not a way to clean up.
 func (c *Container) leftovers() []string {
 	var left []string
-	for _, path := range []string{string(c.cgroup), filepath.Join(c.m.cfg.StateDir, c.key)} {
+	for _, path := range []string{string(c.cgroup), c.stateDir()} {
 		if _, err := os.Lstat(path); err == nil {
 			left = append(left, path)
 		}

@@ -4,15 +4,19 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	// Registers the device rules of cgroup v2, which are BPF programs.
 	_ "github.com/opencontainers/cgroups/devices"
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -23,6 +27,9 @@ type CreateRequest struct {
 	Channel uint32 // of the init's standard streams
 	Rootfs  string // below the share
 	Shares  []Share
+	Joins   []Join
+	ID      string // the container's on the host, and its bundle there: hooks read them
+	Bundle  string
 }
 
 // Create makes a container whose init waits for Start, and returns the init's
@@ -63,10 +70,16 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 	if err := c.m.cfg.Prepare(mountLabel(&spec)); err != nil {
 		return 0, err
 	}
-	t, err := translate(&spec, c.key, layout{share: c.m.cfg.ShareDir, rootfs: req.Rootfs, shares: req.Shares})
+	joined, err := c.m.openJoins(req.Joins)
 	if err != nil {
 		return 0, err
 	}
+	defer joined.close()
+	t, err := translate(&spec, c.key, layout{share: c.m.cfg.ShareDir, rootfs: req.Rootfs, shares: req.Shares}, joined)
+	if err != nil {
+		return 0, err
+	}
+	labelBundle(t.config, req.Bundle)
 	c.rootfs = t.config.Rootfs
 	undo, err := applySysctl("/proc/sys", t.sysctl)
 	if err != nil {
@@ -83,8 +96,9 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		c.status, c.undoSysctl = Created, undo
 		return 0, nil
 	}
-	lc, err := libcontainer.Create(c.m.cfg.StateDir, c.key, t.config)
+	lc, err := libcontainer.Create(c.stateDir(), cmp.Or(req.ID, c.key), t.config)
 	if err != nil {
+		_ = os.Remove(c.stateDir()) // made before the configuration was looked at
 		return 0, err
 	}
 	p := newProcess("", req.Channel)
@@ -96,12 +110,25 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		_ = c.cgroup.kill()
 		if derr := lc.Destroy(); derr != nil {
 			c.log.Warn("cannot remove what a failed create left", "error", derr)
-			_ = os.RemoveAll(filepath.Join(c.m.cfg.StateDir, c.key))
 		}
+		_ = os.RemoveAll(c.stateDir())
 		if left := c.leftovers(); len(left) > 0 {
 			c.log.Warn("a failed create left something behind", "left", left)
 		}
 		return 0, err
 	}
 	return p.pid, nil
+}
+
+// stateDir holds libcontainer's state: a directory for each container, as two of a guest may
+// have one id under different roots.
+func (c *Container) stateDir() string { return filepath.Join(c.m.cfg.StateDir, c.key) }
+
+// labelBundle puts the bundle's place on the host where libcontainer has the agent's
+// working directory: it is what hooks read as the bundle.
+func labelBundle(config *configs.Config, bundle string) {
+	config.Labels = slices.DeleteFunc(config.Labels, func(l string) bool { return strings.HasPrefix(l, "bundle=") })
+	if bundle != "" {
+		config.Labels = append(config.Labels, "bundle="+bundle)
+	}
 }

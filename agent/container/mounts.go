@@ -90,6 +90,19 @@ func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
 	return out, nil
 }
 
+// bindOwnCgroup shows a container without a cgroup namespace its own cgroup, as runc does
+// with cgroup v1, where engines leave the namespace out by default. /proc/self/cgroup
+// then says where in the guest's tree that is, and the mount's root agrees.
+func bindOwnCgroup(mounts []specs.Mount, key string) []specs.Mount {
+	for i, m := range mounts {
+		if m.Type == "cgroup" || m.Type == "cgroup2" {
+			mounts[i].Type, mounts[i].Source = "bind", string(cgroupOf(key))
+			mounts[i].Options = append(slices.Clone(m.Options), "bind")
+		}
+	}
+	return mounts
+}
+
 // containerPath reads a destination as the runtime-spec wants it: one without a
 // leading slash is relative to the root (config.md#mounts).
 func containerPath(destination string) string { return path.Join("/", destination) }

@@ -71,7 +71,7 @@ func TestWhatTheGuestCannotDoIsRefusedByName(t *testing.T) {
 	} {
 		t.Run(c.names, func(t *testing.T) {
 			t.Parallel()
-			_, err := translate(parsed(t, c.config), "key", layout{share: t.TempDir(), rootfs: "key/rootfs"})
+			_, err := translate(parsed(t, c.config), "key", layout{share: t.TempDir(), rootfs: "key/rootfs"}, nil)
 			if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), c.names) {
 				t.Errorf("%s: got error %v, want a refusal that names %q", c.config, err, c.names)
 			}
@@ -91,7 +91,7 @@ func TestWhatEnginesWriteForNothingIsAccepted(t *testing.T) {
 		`{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"},{"type":"network","path":"/x"}],"cgroupsPath":"/docker/x"}}`,
 		`{"annotations":{"a":"b"},"unknown":true}`,
 	} {
-		if _, err := translate(parsed(t, config), "key", layout{share: t.TempDir(), rootfs: "key/rootfs"}); err != nil {
+		if _, err := translate(parsed(t, config), "key", layout{share: t.TempDir(), rootfs: "key/rootfs"}, nil); err != nil {
 			t.Errorf("%s: %v", config, err)
 		}
 	}

@@ -27,7 +27,7 @@ type translation struct {
 
 // translate turns the host's specification into libcontainer's configuration.
 // It changes the specification it is given.
-func translate(spec *specs.Spec, key string, layout layout) (*translation, error) {
+func translate(spec *specs.Spec, key string, layout layout, joined joined) (*translation, error) {
 	if err := refuseSpec(spec); err != nil {
 		return nil, err
 	}
@@ -46,9 +46,12 @@ func translate(spec *specs.Spec, key string, layout layout) (*translation, error
 		return nil, err
 	}
 	t := &translation{process: spec.Process}
-	spec.Linux.Sysctl, t.sysctl = splitSysctl(spec.Linux.Sysctl)
 	spec.Linux.CgroupsPath = cgroupRoot + "/" + key
-	spec.Linux.Namespaces = guestNamespaces()
+	spec.Linux.Namespaces = guestNamespaces(spec.Linux.Namespaces, joined)
+	if !hasNamespace(spec.Linux, specs.CgroupNamespace) {
+		spec.Mounts = bindOwnCgroup(spec.Mounts, key)
+	}
+	spec.Linux.Sysctl, t.sysctl = splitSysctl(spec.Linux.Sysctl, hasNamespace(spec.Linux, specs.NetworkNamespace))
 	guestResources(spec.Linux.Resources)
 	spec.Hooks = guestHooks(spec.Hooks)
 	trimSeccomp(spec.Linux.Seccomp, hasX32)
@@ -63,15 +66,6 @@ func translate(spec *specs.Spec, key string, layout layout) (*translation, error
 		t.config.Cgroups.Resources.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*r.CPU.Shares)
 	}
 	return t, nil
-}
-
-// guestNamespaces are the same for every container, whatever the host's paths
-// were. There is no network namespace: the guest's own is the container's.
-func guestNamespaces() []specs.LinuxNamespace {
-	return []specs.LinuxNamespace{
-		{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.UTSNamespace},
-		{Type: specs.IPCNamespace}, {Type: specs.CgroupNamespace},
-	}
 }
 
 // guestResources removes the limits that are the host's to hold, where QEMU is

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -16,7 +17,7 @@ import (
 
 func translated(t *testing.T, config string, l layout) *configs.Config {
 	t.Helper()
-	got, err := translate(parsed(t, config), "0123abcd-web", l)
+	got, err := translate(parsed(t, config), "0123abcd-web", l, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,13 +40,16 @@ func TestSpecificationIsTranslatedIntoTheGuest(t *testing.T) {
 	if config.Hostname != "web" || config.Domainname != "example" {
 		t.Errorf("names are %q, %q", config.Hostname, config.Domainname)
 	}
-	for _, ns := range []configs.NamespaceType{configs.NEWPID, configs.NEWNS, configs.NEWUTS, configs.NEWIPC, configs.NEWCGROUP} {
+	for _, ns := range []configs.NamespaceType{configs.NEWPID, configs.NEWNS, configs.NEWUTS, configs.NEWIPC} {
 		if !config.Namespaces.IsPrivate(ns) {
 			t.Errorf("namespace %s is not the container's own", ns)
 		}
 	}
 	if config.Namespaces.Contains(configs.NEWNET) {
 		t.Error("the container has a network namespace; it would not see the guest's interfaces")
+	}
+	if config.Namespaces.Contains(configs.NEWCGROUP) {
+		t.Error("the container has a cgroup namespace that it did not ask for")
 	}
 	if got := config.Cgroups.Path; got != "/containers/0123abcd-web" {
 		t.Errorf("cgroup is %q", got)
@@ -59,6 +63,47 @@ func TestSpecificationIsTranslatedIntoTheGuest(t *testing.T) {
 	}
 	if config.HasHook(configs.Prestart) || !config.HasHook(configs.StartContainer) {
 		t.Error("host hooks must go, startContainer must stay")
+	}
+}
+
+func TestNamespacesOfOthersAreJoinedByDescriptor(t *testing.T) {
+	t.Parallel()
+	f, err := os.Open("/proc/self/ns/ipc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	spec := parsed(t, `{"linux":{"namespaces":[{"type":"pid"},{"type":"ipc","path":"/proc/7/ns/ipc"},{"type":"network","path":"/proc/7/ns/net"},{"type":"cgroup"}]}}`)
+	got, err := translate(spec, "key", layout{share: "/run/share", rootfs: "key/rootfs"}, joined{specs.IPCNamespace: f})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := got.config.Namespaces.PathOf(configs.NEWIPC)
+	if theirs, err := os.Readlink(path); err != nil || !strings.HasPrefix(theirs, "ipc:") {
+		t.Errorf("the IPC namespace is joined by %q: %q, %v", path, theirs, err)
+	}
+	for _, ns := range []configs.NamespaceType{configs.NEWPID, configs.NEWCGROUP} {
+		if !got.config.Namespaces.IsPrivate(ns) {
+			t.Errorf("namespace %s is not the container's own", ns)
+		}
+	}
+	if got.config.Namespaces.Contains(configs.NEWNET) {
+		t.Error("the path of the host's network namespace became one of the guest")
+	}
+}
+
+// TestWithoutACgroupNamespaceTheOwnCgroupIsShown as runc does with cgroup v1, where engines
+// leave the namespace out by default.
+func TestWithoutACgroupNamespaceTheOwnCgroupIsShown(t *testing.T) {
+	t.Parallel()
+	const mounts = `"mounts":[{"destination":"/sys/fs/cgroup","type":"cgroup","source":"cgroup","options":["ro","nosuid"]}]`
+	l := layout{share: "/run/share", rootfs: "r"}
+	m := translated(t, `{`+mounts+`}`, l).Mounts[0]
+	if m.Source != "/sys/fs/cgroup/containers/0123abcd-web" || m.Flags != unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID {
+		t.Errorf("the mount is %+v", m)
+	}
+	if m = translated(t, `{`+mounts+`,"linux":{"namespaces":[{"type":"cgroup"}]}}`, l).Mounts[0]; m.Device != "cgroup" {
+		t.Errorf("with a namespace the mount is %+v", m)
 	}
 }
 
@@ -110,7 +155,7 @@ func TestBindMountsComeFromTheShare(t *testing.T) {
 func TestPathsMustStayBelowTheShare(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{"", "/etc", "../etc", "k/../../etc", "."} {
-		_, err := translate(base(), "key", layout{share: "/run/share", rootfs: path})
+		_, err := translate(base(), "key", layout{share: "/run/share", rootfs: path}, nil)
 		if path == "." {
 			continue // the share itself is local, and useless rather than dangerous
 		}
@@ -120,7 +165,7 @@ func TestPathsMustStayBelowTheShare(t *testing.T) {
 		spec := base()
 		spec.Mounts = []specs.Mount{{Destination: "/d", Type: "bind", Source: "/x"}}
 		l := layout{share: "/run/share", rootfs: "r", shares: []Share{{Destination: "/d", Source: path}}}
-		if _, err := translate(spec, "key", l); !errors.Is(err, ErrInvalid) {
+		if _, err := translate(spec, "key", l, nil); !errors.Is(err, ErrInvalid) {
 			t.Errorf("share %q: got %v, want a refusal", path, err)
 		}
 	}
@@ -129,7 +174,7 @@ func TestPathsMustStayBelowTheShare(t *testing.T) {
 func TestShareWithoutItsMountIsRefused(t *testing.T) {
 	t.Parallel()
 	l := layout{share: "/run/share", rootfs: "r", shares: []Share{{Destination: "/d", Source: "k/m0"}}}
-	if _, err := translate(base(), "key", l); !errors.Is(err, ErrInvalid) {
+	if _, err := translate(base(), "key", l, nil); !errors.Is(err, ErrInvalid) {
 		t.Errorf("got %v, want a refusal", err)
 	}
 }
@@ -138,7 +183,7 @@ func TestSysctlsOfTheWholeGuestAreAllowedAndUndone(t *testing.T) {
 	t.Parallel()
 	namespaced, guest := splitSysctl(map[string]string{
 		"kernel.shmmax": "1", "kernel/msgmax": "2", "fs.mqueue.msg_max": "3", "net.ipv4.ip_forward": "1", "vm.swappiness": "0",
-	})
+	}, false)
 	if len(namespaced) != 3 || len(guest) != 2 {
 		t.Fatalf("split into %v and %v", namespaced, guest)
 	}

@@ -12,12 +12,12 @@ import (
 )
 
 // splitSysctl separates the parameters that libcontainer sets in the
-// container's namespaces from those of the whole guest. The second kind is
+// container's namespaces, among them the network's if it has one, from those of the whole guest. The second kind is
 // allowed as well: the kernel is the container's own.
-func splitSysctl(all map[string]string) (namespaced, guest map[string]string) {
+func splitSysctl(all map[string]string, ownNetwork bool) (namespaced, guest map[string]string) {
 	for key, value := range all {
 		name := dotted(key)
-		if slices.Contains(namespacedSysctls, name) || strings.HasPrefix(name, "fs.mqueue.") {
+		if slices.Contains(namespacedSysctls, name) || strings.HasPrefix(name, "fs.mqueue.") || ownNetwork && strings.HasPrefix(name, "net.") {
 			if namespaced == nil {
 				namespaced = make(map[string]string)
 			}

@@ -158,7 +158,7 @@ ls /sys/class/net; cat /proc/kcore | wc -c; touch /proc/sys/kernel/x 2>&1; nproc
 	}
 	for _, want := range []string{
 		"pid=1 host=c0ffee\n", "\n1000\n1000 27 44\n", "NoNewPrivs:1", "Seccomp:2", "CapEff:0000000000000000",
-		"to-stdout\n", "full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero", "0::/\n1\n0\n", "lo\n", "\n0\n", "\n1234\n",
+		"to-stdout\n", "full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero", "0::/containers/look\n1\n0\n", "lo\n", "\n0\n", "\n1234\n",
 	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the container's view lacks %q", want)

@@ -39,6 +39,7 @@ type Bundle struct {
 	Spec   *specs.Spec // config.json, decoded
 	Rootfs string      // absolute, symbolic links resolved
 	Binds  []Bind      // the mounts whose files are the host's, in order
+	Joined []Joined    // the namespaces given by path
 }
 
 // Options are what the command line adds to the question whether a bundle can be run.
@@ -67,6 +68,9 @@ func Load(dir string, opts Options) (*Bundle, error) {
 	}
 	if b.Config, err = forGuest(text, spec); err != nil {
 		return nil, err
+	}
+	if b.Joined, err = joined(spec.Linux); err != nil {
+		return nil, oneLine(err)
 	}
 	if b.Rootfs, err = rootfs(dir, spec.Root); err != nil {
 		return nil, err

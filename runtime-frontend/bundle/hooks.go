@@ -34,6 +34,7 @@ func checkHooks(hooks *specs.Hooks) error {
 	}{
 		{"hooks.prestart", hooks.Prestart},
 		{"hooks.createRuntime", hooks.CreateRuntime},
+		{"hooks.createContainer", hooks.CreateContainer},
 		{"hooks.startContainer", hooks.StartContainer},
 		{"hooks.poststart", hooks.Poststart},
 		{"hooks.poststop", hooks.Poststop},

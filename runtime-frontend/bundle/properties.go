@@ -83,7 +83,7 @@ var properties = map[string]verdict{
 
 	"hooks.prestart":        checked, // hooks.go
 	"hooks.createRuntime":   checked,
-	"hooks.createContainer": refused("hooks in the container's mount namespace are not supported yet: use createRuntime, which runs in the host's"),
+	"hooks.createContainer": checked,
 	"hooks.startContainer":  checked,
 	"hooks.poststart":       checked,
 	"hooks.poststop":        checked,

@@ -61,7 +61,6 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 	mount := func(m specs.Mount) func(*specs.Spec) {
 		return func(s *specs.Spec) { s.Mounts = append(s.Mounts, m) }
 	}
-	hook := []specs.Hook{{Path: "/bin/true"}}
 	mapping := []specs.LinuxIDMapping{{Size: 1}}
 	for _, c := range []struct {
 		property, reason string
@@ -71,12 +70,15 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		{"linux", "missing", func(s *specs.Spec) { s.Linux = nil }},
 		{"linux.namespaces: network", "use --network none", host(specs.NetworkNamespace)},
 		{"linux.namespaces: network", "is the host's own", namespace(specs.NetworkNamespace, "/proc/self/ns/net")},
-		{"linux.namespaces: network", "cannot be joined", namespace(specs.NetworkNamespace, "/nonexistent/netns")},
+		{"linux.namespaces: network", "is gone", namespace(specs.NetworkNamespace, "/nonexistent/netns")},
+		{"linux.namespaces: ipc", "is the host's own", namespace(specs.IPCNamespace, "/proc/self/ns/ipc")},
+		{"linux.namespaces: cgroup", "leave it out", namespace(specs.CgroupNamespace, "/proc/self/ns/cgroup")},
 		{"linux.namespaces: pid", "host's processes", host(specs.PIDNamespace)},
 		{"linux.namespaces: ipc", "host's IPC", host(specs.IPCNamespace)},
 		{"linux.namespaces: uts", "host's UTS", host(specs.UTSNamespace)},
 		{"linux.namespaces: mount", "host's mount", host(specs.MountNamespace)},
-		{"linux.namespaces: pid", "virtual machine of its own", namespace(specs.PIDNamespace, "/proc/1/ns/pid")},
+		{"linux.namespaces: pid", "is the host's own", namespace(specs.PIDNamespace, "/proc/self/ns/pid")},
+		{"linux.namespaces: mount", "root file system of its own", namespace(specs.MountNamespace, "/proc/1/ns/mnt")},
 		{"linux.namespaces: user", "user namespaces", namespace(specs.UserNamespace, "")},
 		{"linux.namespaces: time", "time namespaces", namespace(specs.TimeNamespace, "")},
 		{"linux.namespaces: tomorrow", "unknown type", namespace("tomorrow", "")},
@@ -118,7 +120,7 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		{"linux.resources.memory.useHierarchy", "hierarchy", func(s *specs.Spec) { no := false; s.Linux.Resources.Memory.UseHierarchy = &no }},
 		{"linux.resources.cpu.realtimeRuntime", "real-time", func(s *specs.Spec) { s.Linux.Resources.CPU.RealtimeRuntime = &number }},
 		{"linux.rootfsPropagation", "do not propagate", func(s *specs.Spec) { s.Linux.RootfsPropagation = "rshared" }},
-		{"hooks.createContainer", "not supported yet", func(s *specs.Spec) { s.Hooks.CreateContainer = hook }},
+		{"hooks.createContainer[0].path", "not an absolute path", func(s *specs.Spec) { s.Hooks.CreateContainer = []specs.Hook{{Path: "true"}} }},
 		{"hooks.poststop[0].path", "not an absolute path", func(s *specs.Spec) { s.Hooks.Poststop = []specs.Hook{{Path: "true"}} }},
 		{"vm", "host's configuration", func(s *specs.Spec) { s.VM = &specs.VM{} }},
 		{"windows", "another platform", func(s *specs.Spec) { s.Windows = &specs.Windows{} }},

@@ -25,13 +25,41 @@ func enter(s Setup) error {
 			return wrap("setting the host name "+s.Hostname, err)
 		}
 	}
-	switch {
-	case s.JoinMount:
+	if s.JoinMount {
 		return joinMount()
-	case s.Rootfs != "":
-		return newRoot(s)
+	}
+	if s.Rootfs != "" {
+		if err := mountRoot(s); err != nil {
+			return err
+		}
+	}
+	if s.Pause {
+		if err := pause(); err != nil {
+			return err
+		}
+	}
+	if s.Rootfs != "" {
+		return changeRoot(s)
 	}
 	return nil
+}
+
+// pause tells the frontend that everything is mounted and waits for its word.
+func pause() error {
+	if err := transmit(ControlFD, []byte(Mounted)); err != nil {
+		return errNoFrontend
+	}
+	var word [64]byte
+	for {
+		n, err := unix.Read(ControlFD, word[:])
+		switch {
+		case err == unix.EINTR:
+		case err != nil || string(word[:n]) != Proceed:
+			return errNoFrontend
+		default:
+			return nil
+		}
+	}
 }
 
 // setOOMScore lowers nothing where the host forbids it: without
@@ -61,48 +89,38 @@ func joinMount() error {
 	return unix.Close(MountNSFD)
 }
 
-// newRoot makes s.Rootfs the root of the mount namespace this process was
-// started in, and lets go of everything else in it.
-func newRoot(s Setup) error {
+// mountRoot binds s.Rootfs onto itself, with the container's mounts in it, in the
+// mount namespace that this process was started in, and makes it the working directory.
+func mountRoot(s Setup) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return wrap("making the mounts private", err)
 	}
 	if err := unix.Mount(s.Rootfs, s.Rootfs, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
 		return wrap("binding the root file system "+s.Rootfs, err)
 	}
-	trees := make([]int, len(s.Mounts))
-	for i, m := range s.Mounts {
-		fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-		if err != nil {
-			fd = -1 // a source that is gone cannot be shown; the guest's mount decides
-		}
-		trees[i] = fd
-	}
 	if err := unix.Chdir(s.Rootfs); err != nil {
 		return wrap("entering the root file system "+s.Rootfs, err)
 	}
+	mountProc()
+	for _, m := range s.Mounts {
+		attach(m)
+	}
+	return nil
+}
+
+// changeRoot makes the working directory, which mountRoot has chosen, the root and
+// lets go of everything else in the mount namespace.
+func changeRoot(s Setup) error {
 	// Without a second directory: the old root comes to lie on the new one
 	// (pivot_root(2), "pivot_root(".", ".")").
 	if err := unix.PivotRoot(".", "."); err != nil {
 		return wrap("making "+s.Rootfs+" the root", err)
 	}
-	// A full procfs must still be visible for mounting another one in a
-	// restricted host; do it before the old root goes.
-	procErr := mountProc()
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return wrap("letting go of the host's root", err)
 	}
 	if err := unix.Chdir("/"); err != nil {
 		return wrap("entering the new root", err)
-	}
-	if procErr != nil {
-		_ = mountProc()
-	}
-	for i, fd := range trees {
-		if fd >= 0 {
-			attach(fd, s.Mounts[i])
-			unix.Close(fd)
-		}
 	}
 	if s.ReadOnly {
 		if err := unix.Mount("", "/", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
@@ -112,19 +130,42 @@ func newRoot(s Setup) error {
 	return nil
 }
 
-// mountProc lets tools that enter the namespaces list the processes of the
-// container's host side, if the image has a place for it.
-func mountProc() error {
-	return unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+// What is shown below the root serves tools like "podman cp" and hooks; the guest has
+// the true mounts. So what the image has no place for is left out.
+
+// mountProc lets tools that enter the namespaces list the processes of the container's
+// host side. It comes before the old root goes: a restricted host demands that a full procfs is still
+// visible.
+func mountProc() {
+	place, err := below("proc")
+	if err != nil {
+		return
+	}
+	defer unix.Close(place)
+	_ = unix.Mount("proc", "/proc/self/fd/"+strconv.Itoa(place), "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 }
 
-// attach shows a mount where the image has a place for it. What does not fit is
-// left out: the guest has the true mounts, this view serves tools like "podman cp".
-func attach(fd int, m Mount) {
+// attach shows a mount, unless its source is gone.
+func attach(m Mount) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, m.Source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
 	if m.ReadOnly {
 		_ = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	}
-	_ = unix.MoveMount(fd, "", unix.AT_FDCWD, m.Destination, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	place, err := below(m.Destination)
+	if err != nil {
+		return
+	}
+	defer unix.Close(place)
+	_ = unix.MoveMount(fd, "", place, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+}
+
+// below opens a place in the root to come, whatever links the image has laid.
+func below(path string) (int, error) {
+	return unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
 }
 
 // leaveCgroupNS gives the leading thread a cgroup namespace rooted where the

@@ -17,11 +17,14 @@ const (
 )
 
 // Words on the control socket. The frontend first sends an encoded Setup; the
-// relay answers Ready, or a sentence of failure and ends. Commit makes it
+// relay answers Ready, or a sentence of failure and ends. With Setup.Pause it says
+// Mounted first, and goes on with Proceed. Commit makes it
 // outlive the frontend; until then the end of the socket is its end.
 const (
-	Ready  = "ready"
-	Commit = "commit"
+	Mounted = "mounted"
+	Proceed = "proceed"
+	Ready   = "ready"
+	Commit  = "commit"
 )
 
 // maxSetup bounds an encoded Setup.
@@ -42,6 +45,7 @@ type Setup struct {
 	Rootfs      string // new root of its own new mount namespace; empty: leave the mounts
 	ReadOnly    bool   // make Rootfs read-only
 	Mounts      []Mount
+	Pause       bool   // wait for Proceed before the root changes: hooks run there
 	JoinMount   bool   // enter the mount namespace at MountNSFD
 	Hostname    string // empty: leave
 	NewCgroupNS bool   // leave for a cgroup namespace when the worker first attaches
@@ -71,6 +75,7 @@ func (s Setup) Encode() ([]byte, error) {
 		add("destination", m.Destination)
 		flag("mount-readonly", m.ReadOnly)
 	}
+	flag("pause", s.Pause)
 	flag("join-mount", s.JoinMount)
 	add("hostname", s.Hostname)
 	flag("cgroup-ns", s.NewCgroupNS)
@@ -107,6 +112,8 @@ func decodeSetup(text string) (Setup, error) {
 			s.ReadOnly = true
 		case "source":
 			s.Mounts = append(s.Mounts, Mount{Source: value})
+		case "pause":
+			s.Pause = true
 		case "join-mount":
 			s.JoinMount = true
 		case "hostname":

@@ -57,6 +57,10 @@ type Spec struct {
 	ReadonlyRootfs bool
 	Hostname       string // set in a new UTS namespace only
 
+	// BeforeRoot, if set, is called when the relay stands in its namespaces and its
+	// mounts are made, but the host's root is still its root. Its error is Start's.
+	BeforeRoot func(pid int) error
+
 	JoinPID       int    // exec: enter the namespaces of this init relay; excludes Namespaces
 	JoinStartTime uint64 // its start time, to tell a reused pid apart; 0: do not check
 
@@ -88,6 +92,7 @@ func Start(ctx context.Context, spec Spec) (_ *Relay, retErr error) {
 		Terminal:    spec.Terminal != nil,
 		ReadOnly:    spec.ReadonlyRootfs,
 		Mounts:      spec.Mounts,
+		Pause:       spec.BeforeRoot != nil,
 		OOMScoreAdj: spec.OOMScoreAdj,
 	}
 	ns, err := openNamespaces(spec, &setup)
@@ -133,7 +138,7 @@ func Start(ctx context.Context, spec Spec) (_ *Relay, retErr error) {
 		return nil, fmt.Errorf("starting the relay %s: %w", spec.Binary, err)
 	}
 	r.PID = r.process.Pid
-	if err := r.converse(ctx, encoded); err != nil {
+	if err := r.converse(ctx, encoded, spec.BeforeRoot); err != nil {
 		return nil, fmt.Errorf("setting up the relay: %w", err)
 	}
 	if r.StartTime, err = startTime(r.PID); err != nil {
@@ -164,7 +169,25 @@ func (s *Spec) check() error {
 }
 
 // converse hands the set-up over and waits for the relay's word.
-func (r *Relay) converse(ctx context.Context, setup []byte) error {
+func (r *Relay) converse(ctx context.Context, setup []byte, beforeRoot func(int) error) error {
+	word, err := r.ask(ctx, setup)
+	if err == nil && word == relay.Mounted && beforeRoot != nil {
+		if err := beforeRoot(r.PID); err != nil {
+			return err
+		}
+		word, err = r.ask(ctx, []byte(relay.Proceed))
+	}
+	if err != nil {
+		return err
+	}
+	if word != relay.Ready {
+		return errors.New(word)
+	}
+	return nil
+}
+
+// ask sends the relay a word and gives its answer.
+func (r *Relay) ask(ctx context.Context, message []byte) (string, error) {
 	deadline := time.Now().Add(startTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
@@ -172,21 +195,18 @@ func (r *Relay) converse(ctx context.Context, setup []byte) error {
 	r.control.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { r.control.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if _, err := r.control.Write(setup); err != nil {
-		return fmt.Errorf("sending its set-up: %w", err)
+	if _, err := r.control.Write(message); err != nil {
+		return "", fmt.Errorf("sending its set-up: %w", err)
 	}
 	answer := make([]byte, 4096)
 	n, err := r.control.Read(answer)
 	if err != nil {
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return "", ctx.Err()
 		}
-		return fmt.Errorf("waiting for it: %w", err)
+		return "", fmt.Errorf("waiting for it: %w", err)
 	}
-	if word := string(answer[:n]); word != relay.Ready {
-		return errors.New(word)
-	}
-	return nil
+	return string(answer[:n]), nil
 }
 
 // Commit makes the relay outlive the caller. Until a worker connects, and

@@ -145,6 +145,44 @@ func TestInitRelayStandsInTheContainersNamespaces(t *testing.T) {
 	}
 }
 
+// TestBeforeTheRootChangesHooksSeeBoth: the host's files by their paths, and the container's
+// mounts below its root.
+func TestBeforeTheRootChangesHooksSeeBoth(t *testing.T) {
+	volume, root := t.TempDir(), image(t)
+	os.WriteFile(filepath.Join(volume, "file"), []byte("volume"), 0o644)
+	if err := os.Symlink("/data", filepath.Join(root, "link")); err != nil { // of the image, not of the host
+		t.Fatal(err)
+	}
+	before := mounts(t)
+	var said []byte
+	spec := shadow.Spec{
+		Namespaces: newNamespaces("pid", "mount", "ipc", "uts", "network"), Rootfs: root, Hostname: "web",
+		Mounts: []relay.Mount{{Source: volume, Destination: "/link"}},
+		BeforeRoot: func(pid int) error {
+			return shadow.Inside(pid, func() (err error) {
+				said, err = exec.Command("sh", "-c", `hostname; cat "$1/data/file"; test -x "$2" && echo host; readlink /proc/self/ns/mnt`, "sh", root, relayBinary).Output()
+				return err
+			})
+		},
+	}
+	r := start(t, spec)
+	theirs, _ := os.Readlink(proc(r.PID, "ns/mnt"))
+	if want := "web\nvolumehost\n" + theirs + "\n"; string(said) != want {
+		t.Errorf("inside it says %q, want %q", said, want)
+	}
+	if got, err := os.ReadFile(proc(r.PID, "root/data/file")); string(got) != "volume" {
+		t.Errorf("the mount afterwards: %q, %v", got, err)
+	}
+	if after := mounts(t); after != before {
+		t.Error("the host's mount table changed")
+	}
+	refused := errors.New("the hook failed")
+	spec.BeforeRoot = func(int) error { return refused }
+	if _, err := tryStart(t, spec); !errors.Is(err, refused) {
+		t.Errorf("a failure there gives %v", err)
+	}
+}
+
 func mounts(t *testing.T) string {
 	t.Helper()
 	b, err := os.ReadFile("/proc/thread-self/mountinfo")

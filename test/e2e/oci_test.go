@@ -88,7 +88,12 @@ func (o ociUser) pidFile(id string) string { return filepath.Join(o.dir, id+".pi
 // create creates a container below a monitor; it is deleted after the test.
 func (o ociUser) create(id string, spec *specs.Spec, flags ...string) *host.Monitored {
 	o.t.Helper()
-	bundle := o.bundle(spec)
+	return o.createIn(id, o.bundle(spec), flags...)
+}
+
+// createIn is create with a bundle that is there.
+func (o ociUser) createIn(id, bundle string, flags ...string) *host.Monitored {
+	o.t.Helper()
 	o.t.Cleanup(func() { o.remove(id) })
 	args := append([]string{"create", "--bundle", bundle, "--pid-file", o.pidFile(id)}, flags...)
 	m, err := host.Monitor(within(o.t, launchTime), o.pidFile(id), o.host.Args(o.root, append(args, id)...)...)

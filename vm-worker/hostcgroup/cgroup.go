@@ -98,6 +98,38 @@ func Create(spec *specs.Spec, key string, opts Options) (*Cgroup, error) {
 			c.state.Made = append(c.state.Made, p)
 		}
 	}
+	return c.make(key, limited, opts)
+}
+
+// Inherit makes a cgroup beside that of a container which is about to go, with
+// the same limits, for what outlives it: name is nobody else's, and pid moves into
+// it. It may be repeated after a failure. Without a cgroup to leave it is nil.
+func (c *Cgroup) Inherit(name string, pid int, stateFile string) (*Cgroup, error) {
+	if c.manager == nil {
+		return nil, nil
+	}
+	config := *c.state.Config
+	if config.Systemd {
+		config.ScopePrefix, config.Name = "bulkhead", name
+	} else {
+		config.Path = path.Join(path.Dir(config.Path), "bulkhead-"+name)
+	}
+	heir := &Cgroup{state: state{Config: &config, Quota: c.state.Quota}}
+	var err error
+	heir.manager, err = manager.New(&config)
+	if err != nil {
+		return nil, fmt.Errorf("preparing the cgroup of %s: %w", name, err)
+	}
+	heir.state.Paths = maps.Clone(heir.manager.GetPaths())
+	heir.state.Made = slices.Compact(slices.Sorted(maps.Values(heir.state.Paths)))
+	if heir, err = heir.make(name, true, Options{PID: pid, StateFile: stateFile}); err != nil {
+		return nil, err
+	}
+	return heir, errors.Join(heir.Enter(pid), heir.ApplyQuota())
+}
+
+// make makes the cgroup that its state describes.
+func (c *Cgroup) make(key string, limited bool, opts Options) (*Cgroup, error) {
 	if err := c.save(opts.StateFile); err != nil {
 		return nil, err
 	}
@@ -121,7 +153,7 @@ func Create(spec *specs.Spec, key string, opts Options) (*Cgroup, error) {
 	if err := c.save(opts.StateFile); err != nil {
 		return nil, errors.Join(err, c.undo())
 	}
-	if err := c.manager.Set(config.Resources); err != nil {
+	if err := c.manager.Set(c.state.Config.Resources); err != nil {
 		return nil, errors.Join(fmt.Errorf("setting the limits of container %s: %w", key, plain(err)), c.undo())
 	}
 	return c, nil

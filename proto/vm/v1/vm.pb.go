@@ -782,6 +782,84 @@ func (x *HandedMount) GetIsDir() bool {
 	return false
 }
 
+// JoinedNamespace is a namespace that the bundle gives by path. What it stands
+// for is told by the file, not by its name.
+type JoinedNamespace struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Type          string                 `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`      // as in linux.namespaces
+	Path          string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`      // as the bundle writes it, for sentences
+	Device        uint64                 `protobuf:"varint,3,opt,name=device,proto3" json:"device,omitempty"` // of the file on nsfs
+	Inode         uint64                 `protobuf:"varint,4,opt,name=inode,proto3" json:"inode,omitempty"`
+	Pid           int32                  `protobuf:"varint,5,opt,name=pid,proto3" json:"pid,omitempty"` // of a path /proc/<pid>/ns/<file>, else 0
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JoinedNamespace) Reset() {
+	*x = JoinedNamespace{}
+	mi := &file_vm_v1_vm_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JoinedNamespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JoinedNamespace) ProtoMessage() {}
+
+func (x *JoinedNamespace) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JoinedNamespace.ProtoReflect.Descriptor instead.
+func (*JoinedNamespace) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *JoinedNamespace) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *JoinedNamespace) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *JoinedNamespace) GetDevice() uint64 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *JoinedNamespace) GetInode() uint64 {
+	if x != nil {
+		return x.Inode
+	}
+	return 0
+}
+
+func (x *JoinedNamespace) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
 type CreateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *ContainerRef          `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -793,13 +871,14 @@ type CreateRequest struct {
 	Relay         *Relay                 `protobuf:"bytes,7,opt,name=relay,proto3" json:"relay,omitempty"`
 	SystemdCgroup bool                   `protobuf:"varint,8,opt,name=systemd_cgroup,json=systemdCgroup,proto3" json:"systemd_cgroup,omitempty"`
 	Owner         string                 `protobuf:"bytes,9,opt,name=owner,proto3" json:"owner,omitempty"` // user name of the caller, for "list"
+	Joined        []*JoinedNamespace     `protobuf:"bytes,10,rep,name=joined,proto3" json:"joined,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[7]
+	mi := &file_vm_v1_vm_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -811,7 +890,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[7]
+	mi := &file_vm_v1_vm_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -824,7 +903,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{7}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateRequest) GetRef() *ContainerRef {
@@ -890,6 +969,13 @@ func (x *CreateRequest) GetOwner() string {
 	return ""
 }
 
+func (x *CreateRequest) GetJoined() []*JoinedNamespace {
+	if x != nil {
+		return x.Joined
+	}
+	return nil
+}
+
 type CreateReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     *Container             `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
@@ -900,7 +986,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[8]
+	mi := &file_vm_v1_vm_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +998,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[8]
+	mi := &file_vm_v1_vm_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -925,7 +1011,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{8}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateReply) GetContainer() *Container {
@@ -942,6 +1028,112 @@ func (x *CreateReply) GetSandbox() *Sandbox {
 	return nil
 }
 
+// LocateRequest asks where a container with these namespaces and annotations
+// would run. Create decides anew; this refuses before anything is begun.
+type LocateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *ContainerRef          `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Annotations   map[string]string      `protobuf:"bytes,2,rep,name=annotations,proto3" json:"annotations,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Joined        []*JoinedNamespace     `protobuf:"bytes,3,rep,name=joined,proto3" json:"joined,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocateRequest) Reset() {
+	*x = LocateRequest{}
+	mi := &file_vm_v1_vm_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocateRequest) ProtoMessage() {}
+
+func (x *LocateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
+func (*LocateRequest) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *LocateRequest) GetRef() *ContainerRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *LocateRequest) GetAnnotations() map[string]string {
+	if x != nil {
+		return x.Annotations
+	}
+	return nil
+}
+
+func (x *LocateRequest) GetJoined() []*JoinedNamespace {
+	if x != nil {
+		return x.Joined
+	}
+	return nil
+}
+
+type LocateReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox       string                 `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocateReply) Reset() {
+	*x = LocateReply{}
+	mi := &file_vm_v1_vm_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocateReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocateReply) ProtoMessage() {}
+
+func (x *LocateReply) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocateReply.ProtoReflect.Descriptor instead.
+func (*LocateReply) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *LocateReply) GetSandbox() string {
+	if x != nil {
+		return x.Sandbox
+	}
+	return ""
+}
+
 type StartRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *ContainerRef          `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -951,7 +1143,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[9]
+	mi := &file_vm_v1_vm_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1155,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[9]
+	mi := &file_vm_v1_vm_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1168,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{9}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StartRequest) GetRef() *ContainerRef {
@@ -997,7 +1189,7 @@ type StartReply struct {
 
 func (x *StartReply) Reset() {
 	*x = StartReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[10]
+	mi := &file_vm_v1_vm_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +1201,7 @@ func (x *StartReply) String() string {
 func (*StartReply) ProtoMessage() {}
 
 func (x *StartReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[10]
+	mi := &file_vm_v1_vm_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +1214,7 @@ func (x *StartReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartReply.ProtoReflect.Descriptor instead.
 func (*StartReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{10}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StartReply) GetContainer() *Container {
@@ -1055,7 +1247,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[11]
+	mi := &file_vm_v1_vm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1259,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[11]
+	mi := &file_vm_v1_vm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1272,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{11}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StateRequest) GetRef() *ContainerRef {
@@ -1099,7 +1291,7 @@ type StateReply struct {
 
 func (x *StateReply) Reset() {
 	*x = StateReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[12]
+	mi := &file_vm_v1_vm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1303,7 @@ func (x *StateReply) String() string {
 func (*StateReply) ProtoMessage() {}
 
 func (x *StateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[12]
+	mi := &file_vm_v1_vm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1316,7 @@ func (x *StateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateReply.ProtoReflect.Descriptor instead.
 func (*StateReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{12}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StateReply) GetContainer() *Container {
@@ -1144,7 +1336,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[13]
+	mi := &file_vm_v1_vm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1156,7 +1348,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[13]
+	mi := &file_vm_v1_vm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1169,7 +1361,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{13}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListRequest) GetRoot() string {
@@ -1189,7 +1381,7 @@ type ListReply struct {
 
 func (x *ListReply) Reset() {
 	*x = ListReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[14]
+	mi := &file_vm_v1_vm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1201,7 +1393,7 @@ func (x *ListReply) String() string {
 func (*ListReply) ProtoMessage() {}
 
 func (x *ListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[14]
+	mi := &file_vm_v1_vm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1214,7 +1406,7 @@ func (x *ListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReply.ProtoReflect.Descriptor instead.
 func (*ListReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{14}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ListReply) GetContainers() []*Container {
@@ -1242,7 +1434,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[15]
+	mi := &file_vm_v1_vm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1254,7 +1446,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[15]
+	mi := &file_vm_v1_vm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1267,7 +1459,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{15}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *KillRequest) GetRef() *ContainerRef {
@@ -1299,7 +1491,7 @@ type KillReply struct {
 
 func (x *KillReply) Reset() {
 	*x = KillReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[16]
+	mi := &file_vm_v1_vm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1311,7 +1503,7 @@ func (x *KillReply) String() string {
 func (*KillReply) ProtoMessage() {}
 
 func (x *KillReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[16]
+	mi := &file_vm_v1_vm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1324,7 +1516,7 @@ func (x *KillReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillReply.ProtoReflect.Descriptor instead.
 func (*KillReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{16}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{19}
 }
 
 type DeleteRequest struct {
@@ -1337,7 +1529,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[17]
+	mi := &file_vm_v1_vm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1541,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[17]
+	mi := &file_vm_v1_vm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1554,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{17}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteRequest) GetRef() *ContainerRef {
@@ -1390,7 +1582,7 @@ type DeleteReply struct {
 
 func (x *DeleteReply) Reset() {
 	*x = DeleteReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[18]
+	mi := &file_vm_v1_vm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1594,7 @@ func (x *DeleteReply) String() string {
 func (*DeleteReply) ProtoMessage() {}
 
 func (x *DeleteReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[18]
+	mi := &file_vm_v1_vm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1607,7 @@ func (x *DeleteReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteReply.ProtoReflect.Descriptor instead.
 func (*DeleteReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{18}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteReply) GetContainer() *Container {
@@ -1449,7 +1641,7 @@ type ConfigRequest struct {
 
 func (x *ConfigRequest) Reset() {
 	*x = ConfigRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[19]
+	mi := &file_vm_v1_vm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1653,7 @@ func (x *ConfigRequest) String() string {
 func (*ConfigRequest) ProtoMessage() {}
 
 func (x *ConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[19]
+	mi := &file_vm_v1_vm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1666,7 @@ func (x *ConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigRequest.ProtoReflect.Descriptor instead.
 func (*ConfigRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{19}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ConfigRequest) GetRef() *ContainerRef {
@@ -1493,7 +1685,7 @@ type ConfigReply struct {
 
 func (x *ConfigReply) Reset() {
 	*x = ConfigReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[20]
+	mi := &file_vm_v1_vm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1697,7 @@ func (x *ConfigReply) String() string {
 func (*ConfigReply) ProtoMessage() {}
 
 func (x *ConfigReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[20]
+	mi := &file_vm_v1_vm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1710,7 @@ func (x *ConfigReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigReply.ProtoReflect.Descriptor instead.
 func (*ConfigReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{20}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ConfigReply) GetConfig() string {
@@ -1541,7 +1733,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[21]
+	mi := &file_vm_v1_vm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1745,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[21]
+	mi := &file_vm_v1_vm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1758,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{21}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExecRequest) GetRef() *ContainerRef {
@@ -1613,7 +1805,7 @@ type ExecReply struct {
 
 func (x *ExecReply) Reset() {
 	*x = ExecReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[22]
+	mi := &file_vm_v1_vm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1817,7 @@ func (x *ExecReply) String() string {
 func (*ExecReply) ProtoMessage() {}
 
 func (x *ExecReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[22]
+	mi := &file_vm_v1_vm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1830,7 @@ func (x *ExecReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecReply.ProtoReflect.Descriptor instead.
 func (*ExecReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{22}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ExecReply) GetChannel() uint32 {
@@ -1657,7 +1849,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[23]
+	mi := &file_vm_v1_vm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1861,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[23]
+	mi := &file_vm_v1_vm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1874,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{23}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ProcessesRequest) GetRef() *ContainerRef {
@@ -1701,7 +1893,7 @@ type ProcessesReply struct {
 
 func (x *ProcessesReply) Reset() {
 	*x = ProcessesReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[24]
+	mi := &file_vm_v1_vm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +1905,7 @@ func (x *ProcessesReply) String() string {
 func (*ProcessesReply) ProtoMessage() {}
 
 func (x *ProcessesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[24]
+	mi := &file_vm_v1_vm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +1918,7 @@ func (x *ProcessesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesReply.ProtoReflect.Descriptor instead.
 func (*ProcessesReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{24}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProcessesReply) GetPids() []int32 {
@@ -1748,7 +1940,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[25]
+	mi := &file_vm_v1_vm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1760,7 +1952,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[25]
+	mi := &file_vm_v1_vm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1773,7 +1965,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{25}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *UpdateRequest) GetRef() *ContainerRef {
@@ -1800,7 +1992,7 @@ type UpdateReply struct {
 
 func (x *UpdateReply) Reset() {
 	*x = UpdateReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[26]
+	mi := &file_vm_v1_vm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +2004,7 @@ func (x *UpdateReply) String() string {
 func (*UpdateReply) ProtoMessage() {}
 
 func (x *UpdateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[26]
+	mi := &file_vm_v1_vm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +2017,7 @@ func (x *UpdateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateReply.ProtoReflect.Descriptor instead.
 func (*UpdateReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{26}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UpdateReply) GetContainer() *Container {
@@ -1851,7 +2043,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[27]
+	mi := &file_vm_v1_vm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +2055,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[27]
+	mi := &file_vm_v1_vm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2068,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{27}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PauseRequest) GetRef() *ContainerRef {
@@ -1894,7 +2086,7 @@ type PauseReply struct {
 
 func (x *PauseReply) Reset() {
 	*x = PauseReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[28]
+	mi := &file_vm_v1_vm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1906,7 +2098,7 @@ func (x *PauseReply) String() string {
 func (*PauseReply) ProtoMessage() {}
 
 func (x *PauseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[28]
+	mi := &file_vm_v1_vm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +2111,7 @@ func (x *PauseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseReply.ProtoReflect.Descriptor instead.
 func (*PauseReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{28}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{31}
 }
 
 type ResumeRequest struct {
@@ -1931,7 +2123,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[29]
+	mi := &file_vm_v1_vm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +2135,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[29]
+	mi := &file_vm_v1_vm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +2148,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{29}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResumeRequest) GetRef() *ContainerRef {
@@ -1974,7 +2166,7 @@ type ResumeReply struct {
 
 func (x *ResumeReply) Reset() {
 	*x = ResumeReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[30]
+	mi := &file_vm_v1_vm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2178,7 @@ func (x *ResumeReply) String() string {
 func (*ResumeReply) ProtoMessage() {}
 
 func (x *ResumeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[30]
+	mi := &file_vm_v1_vm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2191,7 @@ func (x *ResumeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeReply.ProtoReflect.Descriptor instead.
 func (*ResumeReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{30}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{33}
 }
 
 // Stats of a VM and its containers as the guest and the host see them.
@@ -2012,7 +2204,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[31]
+	mi := &file_vm_v1_vm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2024,7 +2216,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[31]
+	mi := &file_vm_v1_vm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2037,7 +2229,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{31}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatsRequest) GetRef() *ContainerRef {
@@ -2062,7 +2254,7 @@ type StatsReply struct {
 
 func (x *StatsReply) Reset() {
 	*x = StatsReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[32]
+	mi := &file_vm_v1_vm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2074,7 +2266,7 @@ func (x *StatsReply) String() string {
 func (*StatsReply) ProtoMessage() {}
 
 func (x *StatsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[32]
+	mi := &file_vm_v1_vm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2087,7 +2279,7 @@ func (x *StatsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsReply.ProtoReflect.Descriptor instead.
 func (*StatsReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{32}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StatsReply) GetSandbox() string {
@@ -2221,7 +2413,13 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12 \n" +
 	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x1b\n" +
 	"\tread_only\x18\x03 \x01(\bR\breadOnly\x12\x15\n" +
-	"\x06is_dir\x18\x04 \x01(\bR\x05isDir\"\xc2\x02\n" +
+	"\x06is_dir\x18\x04 \x01(\bR\x05isDir\"y\n" +
+	"\x0fJoinedNamespace\x12\x12\n" +
+	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
+	"\x06device\x18\x03 \x01(\x04R\x06device\x12\x14\n" +
+	"\x05inode\x18\x04 \x01(\x04R\x05inode\x12\x10\n" +
+	"\x03pid\x18\x05 \x01(\x05R\x03pid\"\xfb\x02\n" +
 	"\rCreateRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x16\n" +
@@ -2231,10 +2429,21 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x06mounts\x18\x06 \x03(\v2\x1b.bulkhead.vm.v1.HandedMountR\x06mounts\x12+\n" +
 	"\x05relay\x18\a \x01(\v2\x15.bulkhead.vm.v1.RelayR\x05relay\x12%\n" +
 	"\x0esystemd_cgroup\x18\b \x01(\bR\rsystemdCgroup\x12\x14\n" +
-	"\x05owner\x18\t \x01(\tR\x05owner\"y\n" +
+	"\x05owner\x18\t \x01(\tR\x05owner\x127\n" +
+	"\x06joined\x18\n" +
+	" \x03(\v2\x1f.bulkhead.vm.v1.JoinedNamespaceR\x06joined\"y\n" +
 	"\vCreateReply\x127\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x19.bulkhead.vm.v1.ContainerR\tcontainer\x121\n" +
-	"\asandbox\x18\x02 \x01(\v2\x17.bulkhead.vm.v1.SandboxR\asandbox\">\n" +
+	"\asandbox\x18\x02 \x01(\v2\x17.bulkhead.vm.v1.SandboxR\asandbox\"\x8a\x02\n" +
+	"\rLocateRequest\x12.\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12P\n" +
+	"\vannotations\x18\x02 \x03(\v2..bulkhead.vm.v1.LocateRequest.AnnotationsEntryR\vannotations\x127\n" +
+	"\x06joined\x18\x03 \x03(\v2\x1f.bulkhead.vm.v1.JoinedNamespaceR\x06joined\x1a>\n" +
+	"\x10AnnotationsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"'\n" +
+	"\vLocateReply\x12\x18\n" +
+	"\asandbox\x18\x01 \x01(\tR\asandbox\">\n" +
 	"\fStartRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\x8e\x01\n" +
 	"\n" +
@@ -2331,7 +2540,7 @@ func file_vm_v1_vm_proto_rawDescGZIP() []byte {
 }
 
 var file_vm_v1_vm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_vm_v1_vm_proto_goTypes = []any{
 	(ContainerStatus)(0),          // 0: bulkhead.vm.v1.ContainerStatus
 	(*ContainerRef)(nil),          // 1: bulkhead.vm.v1.ContainerRef
@@ -2341,82 +2550,90 @@ var file_vm_v1_vm_proto_goTypes = []any{
 	(*Container)(nil),             // 5: bulkhead.vm.v1.Container
 	(*Sandbox)(nil),               // 6: bulkhead.vm.v1.Sandbox
 	(*HandedMount)(nil),           // 7: bulkhead.vm.v1.HandedMount
-	(*CreateRequest)(nil),         // 8: bulkhead.vm.v1.CreateRequest
-	(*CreateReply)(nil),           // 9: bulkhead.vm.v1.CreateReply
-	(*StartRequest)(nil),          // 10: bulkhead.vm.v1.StartRequest
-	(*StartReply)(nil),            // 11: bulkhead.vm.v1.StartReply
-	(*StateRequest)(nil),          // 12: bulkhead.vm.v1.StateRequest
-	(*StateReply)(nil),            // 13: bulkhead.vm.v1.StateReply
-	(*ListRequest)(nil),           // 14: bulkhead.vm.v1.ListRequest
-	(*ListReply)(nil),             // 15: bulkhead.vm.v1.ListReply
-	(*KillRequest)(nil),           // 16: bulkhead.vm.v1.KillRequest
-	(*KillReply)(nil),             // 17: bulkhead.vm.v1.KillReply
-	(*DeleteRequest)(nil),         // 18: bulkhead.vm.v1.DeleteRequest
-	(*DeleteReply)(nil),           // 19: bulkhead.vm.v1.DeleteReply
-	(*ConfigRequest)(nil),         // 20: bulkhead.vm.v1.ConfigRequest
-	(*ConfigReply)(nil),           // 21: bulkhead.vm.v1.ConfigReply
-	(*ExecRequest)(nil),           // 22: bulkhead.vm.v1.ExecRequest
-	(*ExecReply)(nil),             // 23: bulkhead.vm.v1.ExecReply
-	(*ProcessesRequest)(nil),      // 24: bulkhead.vm.v1.ProcessesRequest
-	(*ProcessesReply)(nil),        // 25: bulkhead.vm.v1.ProcessesReply
-	(*UpdateRequest)(nil),         // 26: bulkhead.vm.v1.UpdateRequest
-	(*UpdateReply)(nil),           // 27: bulkhead.vm.v1.UpdateReply
-	(*PauseRequest)(nil),          // 28: bulkhead.vm.v1.PauseRequest
-	(*PauseReply)(nil),            // 29: bulkhead.vm.v1.PauseReply
-	(*ResumeRequest)(nil),         // 30: bulkhead.vm.v1.ResumeRequest
-	(*ResumeReply)(nil),           // 31: bulkhead.vm.v1.ResumeReply
-	(*StatsRequest)(nil),          // 32: bulkhead.vm.v1.StatsRequest
-	(*StatsReply)(nil),            // 33: bulkhead.vm.v1.StatsReply
-	nil,                           // 34: bulkhead.vm.v1.Container.AnnotationsEntry
-	nil,                           // 35: bulkhead.vm.v1.Sandbox.PhasesEntry
-	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 37: google.protobuf.Duration
+	(*JoinedNamespace)(nil),       // 8: bulkhead.vm.v1.JoinedNamespace
+	(*CreateRequest)(nil),         // 9: bulkhead.vm.v1.CreateRequest
+	(*CreateReply)(nil),           // 10: bulkhead.vm.v1.CreateReply
+	(*LocateRequest)(nil),         // 11: bulkhead.vm.v1.LocateRequest
+	(*LocateReply)(nil),           // 12: bulkhead.vm.v1.LocateReply
+	(*StartRequest)(nil),          // 13: bulkhead.vm.v1.StartRequest
+	(*StartReply)(nil),            // 14: bulkhead.vm.v1.StartReply
+	(*StateRequest)(nil),          // 15: bulkhead.vm.v1.StateRequest
+	(*StateReply)(nil),            // 16: bulkhead.vm.v1.StateReply
+	(*ListRequest)(nil),           // 17: bulkhead.vm.v1.ListRequest
+	(*ListReply)(nil),             // 18: bulkhead.vm.v1.ListReply
+	(*KillRequest)(nil),           // 19: bulkhead.vm.v1.KillRequest
+	(*KillReply)(nil),             // 20: bulkhead.vm.v1.KillReply
+	(*DeleteRequest)(nil),         // 21: bulkhead.vm.v1.DeleteRequest
+	(*DeleteReply)(nil),           // 22: bulkhead.vm.v1.DeleteReply
+	(*ConfigRequest)(nil),         // 23: bulkhead.vm.v1.ConfigRequest
+	(*ConfigReply)(nil),           // 24: bulkhead.vm.v1.ConfigReply
+	(*ExecRequest)(nil),           // 25: bulkhead.vm.v1.ExecRequest
+	(*ExecReply)(nil),             // 26: bulkhead.vm.v1.ExecReply
+	(*ProcessesRequest)(nil),      // 27: bulkhead.vm.v1.ProcessesRequest
+	(*ProcessesReply)(nil),        // 28: bulkhead.vm.v1.ProcessesReply
+	(*UpdateRequest)(nil),         // 29: bulkhead.vm.v1.UpdateRequest
+	(*UpdateReply)(nil),           // 30: bulkhead.vm.v1.UpdateReply
+	(*PauseRequest)(nil),          // 31: bulkhead.vm.v1.PauseRequest
+	(*PauseReply)(nil),            // 32: bulkhead.vm.v1.PauseReply
+	(*ResumeRequest)(nil),         // 33: bulkhead.vm.v1.ResumeRequest
+	(*ResumeReply)(nil),           // 34: bulkhead.vm.v1.ResumeReply
+	(*StatsRequest)(nil),          // 35: bulkhead.vm.v1.StatsRequest
+	(*StatsReply)(nil),            // 36: bulkhead.vm.v1.StatsReply
+	nil,                           // 37: bulkhead.vm.v1.Container.AnnotationsEntry
+	nil,                           // 38: bulkhead.vm.v1.Sandbox.PhasesEntry
+	nil,                           // 39: bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 40: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 41: google.protobuf.Duration
 }
 var file_vm_v1_vm_proto_depIdxs = []int32{
-	36, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
+	40, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
 	3,  // 1: bulkhead.vm.v1.Exec.relay:type_name -> bulkhead.vm.v1.Relay
-	36, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
+	40, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
 	1,  // 3: bulkhead.vm.v1.Container.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	0,  // 4: bulkhead.vm.v1.Container.status:type_name -> bulkhead.vm.v1.ContainerStatus
-	34, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
+	37, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
 	3,  // 6: bulkhead.vm.v1.Container.relay:type_name -> bulkhead.vm.v1.Relay
-	36, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
-	36, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
+	40, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
+	40, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
 	2,  // 9: bulkhead.vm.v1.Container.exit:type_name -> bulkhead.vm.v1.Exit
 	4,  // 10: bulkhead.vm.v1.Container.execs:type_name -> bulkhead.vm.v1.Exec
-	36, // 11: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
-	35, // 12: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
+	40, // 11: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
+	38, // 12: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
 	1,  // 13: bulkhead.vm.v1.CreateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	7,  // 14: bulkhead.vm.v1.CreateRequest.mounts:type_name -> bulkhead.vm.v1.HandedMount
 	3,  // 15: bulkhead.vm.v1.CreateRequest.relay:type_name -> bulkhead.vm.v1.Relay
-	5,  // 16: bulkhead.vm.v1.CreateReply.container:type_name -> bulkhead.vm.v1.Container
-	6,  // 17: bulkhead.vm.v1.CreateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 18: bulkhead.vm.v1.StartRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 19: bulkhead.vm.v1.StartReply.container:type_name -> bulkhead.vm.v1.Container
-	6,  // 20: bulkhead.vm.v1.StartReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 21: bulkhead.vm.v1.StateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 22: bulkhead.vm.v1.StateReply.container:type_name -> bulkhead.vm.v1.Container
-	5,  // 23: bulkhead.vm.v1.ListReply.containers:type_name -> bulkhead.vm.v1.Container
-	6,  // 24: bulkhead.vm.v1.ListReply.sandboxes:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 25: bulkhead.vm.v1.KillRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 26: bulkhead.vm.v1.DeleteRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 27: bulkhead.vm.v1.DeleteReply.container:type_name -> bulkhead.vm.v1.Container
-	1,  // 28: bulkhead.vm.v1.ConfigRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 29: bulkhead.vm.v1.ExecRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	3,  // 30: bulkhead.vm.v1.ExecRequest.relay:type_name -> bulkhead.vm.v1.Relay
-	1,  // 31: bulkhead.vm.v1.ProcessesRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 32: bulkhead.vm.v1.UpdateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 33: bulkhead.vm.v1.UpdateReply.container:type_name -> bulkhead.vm.v1.Container
-	6,  // 34: bulkhead.vm.v1.UpdateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 35: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 36: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 37: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	37, // 38: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	8,  // 16: bulkhead.vm.v1.CreateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
+	5,  // 17: bulkhead.vm.v1.CreateReply.container:type_name -> bulkhead.vm.v1.Container
+	6,  // 18: bulkhead.vm.v1.CreateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 19: bulkhead.vm.v1.LocateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	39, // 20: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	8,  // 21: bulkhead.vm.v1.LocateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
+	1,  // 22: bulkhead.vm.v1.StartRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 23: bulkhead.vm.v1.StartReply.container:type_name -> bulkhead.vm.v1.Container
+	6,  // 24: bulkhead.vm.v1.StartReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 25: bulkhead.vm.v1.StateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 26: bulkhead.vm.v1.StateReply.container:type_name -> bulkhead.vm.v1.Container
+	5,  // 27: bulkhead.vm.v1.ListReply.containers:type_name -> bulkhead.vm.v1.Container
+	6,  // 28: bulkhead.vm.v1.ListReply.sandboxes:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 29: bulkhead.vm.v1.KillRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 30: bulkhead.vm.v1.DeleteRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 31: bulkhead.vm.v1.DeleteReply.container:type_name -> bulkhead.vm.v1.Container
+	1,  // 32: bulkhead.vm.v1.ConfigRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 33: bulkhead.vm.v1.ExecRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	3,  // 34: bulkhead.vm.v1.ExecRequest.relay:type_name -> bulkhead.vm.v1.Relay
+	1,  // 35: bulkhead.vm.v1.ProcessesRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 36: bulkhead.vm.v1.UpdateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 37: bulkhead.vm.v1.UpdateReply.container:type_name -> bulkhead.vm.v1.Container
+	6,  // 38: bulkhead.vm.v1.UpdateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 39: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 40: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 41: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	41, // 42: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_vm_v1_vm_proto_init() }
@@ -2430,7 +2647,7 @@ func file_vm_v1_vm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vm_v1_vm_proto_rawDesc), len(file_vm_v1_vm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   35,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,138 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// Join is a namespace that a container shares with another one of the guest.
+type Join struct {
+	Type      specs.LinuxNamespaceType
+	Container string // key of the other
+}
+
+// namespaceFiles are the names in /proc/<pid>/ns of what can be joined. A mount
+// namespace is not among them: it would get a second root.
+var namespaceFiles = map[specs.LinuxNamespaceType]string{
+	specs.PIDNamespace: "pid", specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc",
+	specs.UTSNamespace: "uts", specs.CgroupNamespace: "cgroup",
+}
+
+// joined are namespaces of other containers, held open while one is made: the
+// process that stood for them may end meanwhile.
+type joined map[specs.LinuxNamespaceType]*os.File
+
+func (j joined) close() {
+	for _, f := range j {
+		_ = f.Close()
+	}
+}
+
+// path is a name of the namespace that libcontainer's init can open, too.
+func (j joined) path(kind specs.LinuxNamespaceType) string {
+	f := j[kind]
+	if f == nil {
+		return ""
+	}
+	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(f.Fd()))
+}
+
+// openJoins opens the namespaces to join. One that is the agent's own is left
+// out: the container is born into it.
+func (m *Manager) openJoins(joins []Join) (_ joined, err error) {
+	open := joined{}
+	defer func() {
+		if err != nil {
+			open.close()
+		}
+	}()
+	for _, j := range joins {
+		file, ok := namespaceFiles[j.Type]
+		if !ok {
+			return nil, fmt.Errorf("%w: linux.namespaces %q cannot be joined", ErrInvalid, j.Type)
+		}
+		other, err := m.Get(j.Container)
+		if err != nil {
+			return nil, errOtherGone(j)
+		}
+		f, err := other.openNamespace(file)
+		if err != nil {
+			return nil, errOtherGone(j)
+		}
+		if same, err := isOwn(f, file); err != nil || same {
+			_ = f.Close()
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		open[j.Type] = f
+	}
+	return open, nil
+}
+
+func errOtherGone(j Join) error {
+	return stateError(fmt.Sprintf("cannot join the %s namespace of container %s: it is not running", j.Type, j.Container))
+}
+
+// openNamespace opens a namespace of the container's init.
+func (c *Container) openNamespace(file string) (*os.File, error) {
+	c.mu.Lock()
+	p := c.init
+	if p == nil || p.lp == nil {
+		c.mu.Unlock()
+		return nil, ErrNotRunning
+	}
+	pid := p.pid
+	c.mu.Unlock()
+	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/" + file)
+	if err != nil {
+		return nil, err
+	}
+	// A process that still can be signalled has not been waited for, so the pid was its.
+	if err := signalProcess(p.lp, 0); err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func isOwn(f *os.File, file string) (bool, error) {
+	var own, other unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/"+file, &own); err != nil {
+		return false, fmt.Errorf("looking at the agent's %s namespace: %w", file, err)
+	}
+	if err := unix.Fstat(int(f.Fd()), &other); err != nil {
+		return false, fmt.Errorf("looking at a %s namespace: %w", file, err)
+	}
+	return own.Dev == other.Dev && own.Ino == other.Ino, nil
+}
+
+// guestNamespaces are the container's, whatever their paths on the host were:
+// another container's where one is joined, else new ones. Four are never the agent's own.
+// There is a network namespace only where one is joined: the guest's own is the container's.
+func guestNamespaces(asked []specs.LinuxNamespace, joined joined) []specs.LinuxNamespace {
+	kinds := []specs.LinuxNamespaceType{specs.PIDNamespace, specs.MountNamespace, specs.UTSNamespace, specs.IPCNamespace}
+	for _, ns := range asked {
+		if !slices.Contains(kinds, ns.Type) && (ns.Type != specs.NetworkNamespace || joined[ns.Type] != nil) {
+			kinds = append(kinds, ns.Type)
+		}
+	}
+	all := make([]specs.LinuxNamespace, 0, len(kinds))
+	for _, kind := range kinds {
+		all = append(all, specs.LinuxNamespace{Type: kind, Path: joined.path(kind)})
+	}
+	return all
+}
+
+func hasNamespace(l *specs.Linux, kind specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(l.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == kind })
+}
