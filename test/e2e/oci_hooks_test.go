@@ -17,7 +17,7 @@ import (
 // hook makes a hook of a shell script, whose standard input is the state.
 func hook(shell, script string, args ...string) []specs.Hook {
 	return []specs.Hook{{
-		Path: shell, Args: append([]string{"hook", "-c", script, "hook"}, args...), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "MARK=set by the bundle"},
+		Path: shell, Args: append([]string{"sh", "-c", script, "hook"}, args...), Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "MARK=set by the bundle"},
 	}}
 }
 
@@ -42,7 +42,7 @@ func TestOCIHooksRunInOrderAndInTheirNamespaces(t *testing.T) {
 	spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/volume", Type: "bind", Source: volume, Options: []string{"rbind"}})
 	spec.Hooks = &specs.Hooks{
 		Prestart: host("prestart"), CreateRuntime: host("createRuntime"), CreateContainer: host("createContainer"),
-		StartContainer: hook("/bin/sh", `cat > /hooked; echo "|$(hostname)|$MARK|$$" >> /hooked`),
+		StartContainer: hook("/bin/sh", `cat > /hooked; echo "|$(hostname)|$MARK|$PPID" >> /hooked`),
 		Poststart:      host("poststart"), Poststop: append(hook("/bin/sh", "exit 3"), host("poststop")...),
 	}
 	// The image has a place for the volume, as an engine would see to.
