@@ -70,6 +70,7 @@ func Run(ctx context.Context, deps Deps) error {
 		Exited:   a.exited,
 		Prepare:  a.mountShare,
 		Labels:   labels(),
+		FindDisk: findDisk, WeighDisk: guest.WeighDisk,
 		ShareDir: guest.ShareDir,
 		StateDir: stateDir,
 	})
@@ -82,6 +83,16 @@ func Run(ctx context.Context, deps Deps) error {
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	return errors.Join(err, a.containers.Close(ending))
+}
+
+// diskTimeout bounds the wait for a disk that the host has plugged in: the guest
+// has to number and to start it.
+const diskTimeout = 20 * time.Second
+
+func findDisk(ctx context.Context, serial string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, diskTimeout)
+	defer cancel()
+	return guest.FindDisk(ctx, serial)
 }
 
 func openPort(ctx context.Context, name string) (*link.Listener, error) {

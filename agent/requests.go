@@ -23,9 +23,19 @@ func (a *agent) create(ctx context.Context, req *agentv1.CreateRequest) (*agentv
 	for _, j := range req.GetJoins() {
 		joins = append(joins, container.Join{Type: specs.LinuxNamespaceType(j.GetType()), Container: j.GetContainer()})
 	}
+	disks := make([]container.Disk, 0, len(req.GetDisks()))
+	for _, d := range req.GetDisks() {
+		disk := container.Disk{Serial: d.GetSerial(), HostMajor: d.GetHostMajor(), HostMinor: d.GetHostMinor()}
+		for _, b := range d.GetBinds() {
+			disk.Binds = append(disk.Binds, container.DiskBind{
+				Destination: b.GetDestination(), Mode: b.GetMode(), UID: int(b.GetUid()), GID: int(b.GetGid()),
+			})
+		}
+		disks = append(disks, disk)
+	}
 	pid, err := a.containers.Create(ctx, container.CreateRequest{
 		Key: req.GetContainer(), Config: req.GetConfig(), Channel: req.GetChannel(), Rootfs: req.GetRootfs(), Shares: shares,
-		Joins: joins, ID: req.GetId(), Bundle: req.GetBundle(),
+		Joins: joins, ID: req.GetId(), Bundle: req.GetBundle(), Disks: disks,
 	})
 	if err != nil {
 		return nil, err

@@ -5,6 +5,7 @@ package frontend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -18,9 +19,9 @@ import (
 // handoverSocket is where the worker takes descriptors, below the run directory.
 const handoverSocket = "handover.sock"
 
-// handOver opens the bundle's root file system and bind mounts and gives them
-// to the worker under the token.
-func handOver(ctx context.Context, socket, token string, b *bundle.Bundle) ([]*vmv1.HandedMount, error) {
+// handOver opens the bundle's root file system, bind mounts and block devices and
+// gives them to the worker under the token.
+func handOver(ctx context.Context, socket, token string, b *bundle.Bundle) ([]*vmv1.HandedMount, []*vmv1.HandedDevice, error) {
 	// The root is handed over writable even for root.readonly, which the guest
 	// carries out: first it makes the places of the mounts in it, as runc does.
 	trees := []tree{{source: b.Rootfs, destination: "/", recursive: true, isDir: true}}
@@ -31,8 +32,9 @@ func handOver(ctx context.Context, socket, token string, b *bundle.Bundle) ([]*v
 		})
 	}
 	var (
-		files  []*os.File
-		mounts []*vmv1.HandedMount
+		files   []*os.File
+		mounts  []*vmv1.HandedMount
+		devices []*vmv1.HandedDevice
 	)
 	defer func() {
 		for _, f := range files {
@@ -42,14 +44,75 @@ func handOver(ctx context.Context, socket, token string, b *bundle.Bundle) ([]*v
 	for i, t := range trees {
 		f, err := t.open()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		files = append(files, f)
 		mounts = append(mounts, &vmv1.HandedMount{
 			Index: uint32(i), Destination: t.destination, ReadOnly: t.readOnly, IsDir: t.isDir,
 		})
 	}
-	return mounts, handover.Send(ctx, socket, token, files)
+	for _, d := range b.Devices {
+		f, readOnly, err := openDevice(d)
+		if err != nil {
+			return nil, nil, err
+		}
+		handed := &vmv1.HandedDevice{Index: uint32(len(files)), Major: d.Major, Minor: d.Minor, ReadOnly: readOnly}
+		for _, bind := range d.Binds {
+			handed.Binds = append(handed.Binds, &vmv1.DeviceBind{Destination: bind.Destination, Mode: bind.Mode, Uid: bind.UID, Gid: bind.GID})
+		}
+		files = append(files, f)
+		devices = append(devices, handed)
+	}
+	return mounts, devices, handover.Send(ctx, socket, token, files)
+}
+
+// openDevice opens a block device of the host. One that the host itself can only
+// read is given read-only, as it would be to a container of the host's.
+func openDevice(d bundle.Device) (f *os.File, readOnly bool, err error) {
+	flags, readOnly := unix.O_RDWR, d.ReadOnly
+	if readOnly {
+		flags = unix.O_RDONLY
+	}
+	fd, err := unix.Open(d.Node, flags|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if !readOnly && (errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS)) {
+		readOnly = true
+		fd, err = unix.Open(d.Node, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("opening the host's block device %s: %s", d.Node, plainErrno(err))
+	}
+	f = os.NewFile(uintptr(fd), d.Node)
+	// What the bundle's check saw may have been replaced since.
+	var st unix.Stat_t
+	err = unix.Fstat(fd, &st)
+	if err == nil && (st.Mode&unix.S_IFMT != unix.S_IFBLK || int64(unix.Major(st.Rdev)) != d.Major || int64(unix.Minor(st.Rdev)) != d.Minor) {
+		err = errors.New("it was replaced by something else while the container was created")
+	}
+	if err == nil {
+		var size int
+		if size, err = unix.IoctlGetInt(fd, unix.BLKGETSIZE64); err == nil && size == 0 {
+			err = errors.New("it has no medium: its size is 0")
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, false, fmt.Errorf("the host's block device %s: %w", d.Node, err)
+	}
+	return f, readOnly, nil
+}
+
+// plainErrno words an error of the host's so that no engine takes it for one of
+// the container's program, whose absence or mode they read out of such words.
+func plainErrno(err error) string {
+	switch {
+	case errors.Is(err, unix.ENXIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOENT):
+		return "nothing is attached to it"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return "the host refuses it to root, by a device cgroup or a security module"
+	case errors.Is(err, unix.EBUSY):
+		return "it is in exclusive use"
+	}
+	return err.Error()
 }
 
 // tree is a directory or file of the host that is given to a VM.

@@ -60,6 +60,9 @@ func (c *container) undoHalf(ctx context.Context) {
 		if err := vm.DetachMounts(ctx, c.key); err != nil {
 			c.w.log.Warn("mounts of a half-made container not detached", "container", c.rec.Ref.Id, "error", err)
 		}
+		if err := vm.DetachDisks(ctx, diskPrefix(c.key)); err != nil {
+			c.w.log.Warn("block devices of a half-made container not detached", "container", c.rec.Ref.Id, "error", err)
+		}
 	}
 	c.mu.Lock()
 	c.relay = findRelay(c.rec.Relay)

@@ -37,8 +37,8 @@ func (w *Worker) create(ctx context.Context, req *vmv1.CreateRequest) (*vmv1.Cre
 
 func (w *Worker) createNow(ctx context.Context, req *vmv1.CreateRequest) (*vmv1.CreateReply, error) {
 	// The descriptors are ours from here on, whatever becomes of the request.
-	mounts, claimErr := w.handover.Claim(req.Handover)
-	defer closeAll(mounts)
+	handed, claimErr := w.handover.Claim(req.Handover)
+	defer closeAll(handed)
 	p, err := newPlan(req, w.cfg)
 	if err != nil {
 		return nil, err
@@ -56,7 +56,7 @@ func (w *Worker) createNow(ctx context.Context, req *vmv1.CreateRequest) (*vmv1.
 	if claimErr != nil {
 		err = bus.Errorf(bus.InvalidArgument, "create of %s: %w", req.Ref.Id, claimErr)
 	} else {
-		err = c.build(ctx, p, mounts, &undo)
+		err = c.build(ctx, p, handed, &undo)
 	}
 	if err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errRelayGone) || errors.Is(cause, errDeleted) {
@@ -150,7 +150,7 @@ func newSandboxID() string {
 }
 
 // build does the steps of the saga in order, each with its undo.
-func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo *saga) error {
+func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo *saga) error {
 	w, s := c.w, c.sb
 	if err := c.openBooks(ctx, p); err != nil {
 		return err
@@ -166,7 +166,7 @@ func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo 
 	w.tasks.Go(func() { c.watchInit(relay) })
 
 	cg, err := hostcgroup.Create(p.spec, c.key, hostcgroup.Options{
-		Systemd: p.req.SystemdCgroup, PID: relay.pid, Overhead: w.overhead(), StateFile: c.cgroupFile(),
+		Systemd: p.req.SystemdCgroup, PID: relay.pid, End: c.endRelay, Overhead: w.overhead(), StateFile: c.cgroupFile(),
 	})
 	if err != nil {
 		return err
@@ -184,12 +184,15 @@ func (c *container) build(ctx context.Context, p *plan, mounts []*os.File, undo 
 			if !s.alive() {
 				return nil
 			}
-			return errors.Join(s.agentDelete(ctx, c.key), vm.DetachMounts(ctx, c.key))
+			return errors.Join(s.agentDelete(ctx, c.key), vm.DetachMounts(ctx, c.key), vm.DetachDisks(ctx, diskPrefix(c.key)))
 		})
 	} else if err := s.boot(ctx, p, cg.ProcsPaths(), undo); err != nil {
 		return err
 	}
-	if err := c.attachMounts(ctx, p, mounts); err != nil {
+	if err := c.attachMounts(ctx, p, handed); err != nil {
+		return err
+	}
+	if err := c.attachDisks(ctx, p, handed); err != nil {
 		return err
 	}
 	undo.did("attach the relay", func(context.Context) error { s.router.Detach(c.rec.Channel); return nil })

@@ -45,10 +45,17 @@ func TestCreateRollsBackAtEveryStep(t *testing.T) {
 		{name: "relay already dead", prepare: func(a *attempt) { a.relay.kill(); a.relay.expectEnded() }, says: "relay"},
 		{name: "relay's pid is another's", prepare: func(a *attempt) { a.req.Relay.StartTime++ }, says: "relay", spared: true},
 		{name: "cgroup", prepare: func(a *attempt) { a.req.SystemdCgroup = true }, says: "cgroup"},
+		{name: "a limit that the host refuses", prepare: func(a *attempt) { // a device that it does not have
+			a.req.Config = strings.Replace(a.req.Config, `"linux":{`, `"linux":{"resources":{"blockIO":{"throttleReadBpsDevice":[{"major":4000,"minor":1,"rate":1}]}},`, 1)
+		}, says: "setting the limits"},
 		{name: "VM does not start", options: fake.Options{StartError: func(hypervisor.Spec) error { return broken }}, says: broken.Error()},
 		{name: "agent never speaks", options: fake.Options{Mute: true}, boot: 200 * time.Millisecond, says: "boot_timeout"},
 		{name: "mount not attached", options: fake.Options{AttachError: func(string) error { return broken }}, says: broken.Error()},
 		{name: "mount without a descriptor", prepare: func(a *attempt) { a.req.Mounts[0].Index = 7 }, says: "names descriptor 7 of 1"},
+		{name: "disk not attached", options: fake.Options{DiskError: func(hypervisor.Disk) error { return broken }}, prepare: func(a *attempt) {
+			a.req.Devices = []*vmv1.HandedDevice{{Major: 7, Minor: 1}}
+		}, says: "give block device 7:1 to the VM: attaching disk"},
+		{name: "disk without a descriptor", prepare: func(a *attempt) { a.req.Devices = []*vmv1.HandedDevice{{Index: 7}} }, says: "names descriptor 7 of 1"},
 		{name: "relay not reachable", prepare: func(a *attempt) { a.req.Relay.Socket += ".none" }, says: "attach the relay"},
 		{name: "agent refuses the container", prepare: func(a *attempt) { a.req.Config = strings.Replace(a.req.Config, `["true"]`, `[]`, 1) }, says: "names no process"},
 		{name: "relay dies", options: fake.Options{Mute: true}, during: func(a *attempt) { a.relay.kill() }, says: "the caller has gone away"},

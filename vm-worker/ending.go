@@ -119,6 +119,9 @@ func (c *container) leaveSandbox(ctx context.Context, why string) {
 		if err := vm.DetachMounts(ctx, c.key); err != nil {
 			c.w.log.Warn("mounts not detached from the VM", "container", c.rec.Ref.Id, "error", err)
 		}
+		if err := vm.DetachDisks(ctx, diskPrefix(c.key)); err != nil {
+			c.w.log.Warn("block devices not detached from the VM", "container", c.rec.Ref.Id, "error", err)
+		}
 	}
 	s.router.Detach(c.rec.Channel)
 }

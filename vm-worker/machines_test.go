@@ -210,6 +210,8 @@ func (m *machine) dial(ctx context.Context, name string) (net.Conn, error) {
 
 func (m *machine) AttachMount(context.Context, *os.File, string, bool, bool) error { return nil }
 func (m *machine) DetachMounts(context.Context, string) error                      { return nil }
+func (m *machine) AttachDisk(context.Context, hypervisor.Disk) error               { return nil }
+func (m *machine) DetachDisks(context.Context, string) error                       { return nil }
 
 func (m *machine) Kill(ctx context.Context) error {
 	if err := m.rec.KillProcess(); err != nil {

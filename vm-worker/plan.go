@@ -34,6 +34,7 @@ type plan struct {
 	vcpus    uint32
 	memory   uint64 // bytes of guest memory
 	mounts   []plannedMount
+	disks    []plannedDisk
 	terminal bool
 
 	oomScoreAdj *int // of the VM's process; nil leaves it as inherited
@@ -75,6 +76,9 @@ func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
 	}
 	p.pod = podOf(ref, p.spec.Annotations)
 	if err := p.planMounts(); err != nil {
+		return nil, err
+	}
+	if err := p.planDisks(); err != nil {
 		return nil, err
 	}
 	return p, p.planSize(cfg)

@@ -15,6 +15,7 @@ import (
 	"bulkhead/bus"
 	"bulkhead/bus/config"
 	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hypervisor"
 	"bulkhead/vm-worker/hypervisor/fake"
 )
 
@@ -26,9 +27,17 @@ func inPod(spec *specs.Spec, host string) *specs.Spec {
 
 func (h *host) join(id, host string, args ...string) (*relay, error) {
 	h.t.Helper()
+	return h.joinWith(nil, id, host, args...)
+}
+
+// joinWith hands block devices over too; their descriptor is the root's, at which a fake VM does not look.
+func (h *host) joinWith(devices []*vmv1.HandedDevice, id, host string, args ...string) (*relay, error) {
+	h.t.Helper()
 	r := startRelay(h.t, h.bus.RunDir)
 	ctx := operation(h.t)
-	_, err := call[vmv1.CreateReply](ctx, h, "create", h.request(ctx, id, r, inPod(h.bundle(id, args...), host)))
+	req := h.request(ctx, id, r, inPod(h.bundle(id, args...), host))
+	req.Devices = devices
+	_, err := call[vmv1.CreateReply](ctx, h, "create", req)
 	if err == nil {
 		r.commit()
 	}
@@ -80,6 +89,63 @@ func TestContainersOfAPodShareAVM(t *testing.T) {
 	refused(t, "joining a pod that is over", err, bus.FailedPrecondition, "belongs to a pod whose VM has ended")
 	late.discard()
 	h.delete("pause", false)
+	h.expectNothing()
+}
+
+// Each container of a pod has its own disks in the VM, and they go when it ends,
+// fails to be made, or has ended under another worker.
+func TestDisksBelongToTheirContainer(t *testing.T) {
+	refuse := false
+	h := newHost(t, fake.Options{DiskError: func(d hypervisor.Disk) error {
+		if refuse && strings.HasSuffix(d.ID, "-1") {
+			return errors.New("broken for the test")
+		}
+		return nil
+	}})
+	h.run("pause", "sleep")
+	vm := h.state("pause").Sandbox
+	disks := func() map[string]bool { return h.driver.Driver.(*fake.Driver).Disks(vm) }
+	two := []*vmv1.HandedDevice{{Major: 7}, {Major: 7, Minor: 1, ReadOnly: true}}
+	app, err := h.joinWith(two, "app", "pause", "cat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.start("app")
+	readOnly := 0
+	for id, ro := range disks() {
+		if len(id) > 20 {
+			t.Errorf("the serial number %q is longer than a disk's can be", id)
+		}
+		if ro {
+			readOnly++
+		}
+	}
+	if len(disks()) != 2 || readOnly != 1 {
+		t.Errorf("the VM's disks are %v", disks())
+	}
+	refuse = true
+	if _, err := h.joinWith(two, "bad", "pause", "true"); err == nil || !strings.Contains(err.Error(), "block device 7:1") {
+		t.Errorf("a member whose disk fails: %v", err)
+	}
+	if len(disks()) != 2 {
+		t.Errorf("after a failed create the VM's disks are %v", disks())
+	}
+	many := make([]*vmv1.HandedDevice, hypervisor.MaxDisks+1)
+	for i := range many {
+		many[i] = &vmv1.HandedDevice{Major: 7, Minor: int64(i)}
+	}
+	late, err := h.joinWith(many, "many", "pause", "true")
+	refused(t, "more disks than a VM has room for", err, bus.InvalidArgument, "room for 30")
+	late.discard()
+	h.restart()
+	app.stdin.Close()
+	app.expectCode(42)
+	h.await("app", "exited")
+	h.delete("app", false)
+	if len(disks()) != 0 {
+		t.Errorf("after the member's end the VM's disks are %v", disks())
+	}
+	h.delete("pause", true)
 	h.expectNothing()
 }
 

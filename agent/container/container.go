@@ -41,7 +41,9 @@ type Container struct {
 	key    string
 	log    hclog.Logger
 	cgroup cgroup
-	rootfs string // written by create before any process runs
+	rootfs string // written by create before any process runs, as are the two below
+	disks  disks
+	mounts *os.File // the mount namespace, held for the disks; nil without any
 
 	lifecycle gate
 	freezing  gate
@@ -225,6 +227,7 @@ func (c *Container) unsettled() *process {
 // flush writes what the container's programs left in the page cache to the
 // host, so that who sees the exit sees the files.
 func (c *Container) flush() {
+	c.letGoOfDisks()
 	dir, err := os.Open(c.rootfs)
 	if err != nil {
 		c.log.Warn("cannot flush the root file system", "error", err)

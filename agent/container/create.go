@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,6 +31,7 @@ type CreateRequest struct {
 	Joins   []Join
 	ID      string // the container's on the host, and its bundle there: hooks read them
 	Bundle  string
+	Disks   []Disk
 }
 
 // Create makes a container whose init waits for Start, and returns the init's
@@ -75,12 +77,16 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		return 0, err
 	}
 	defer joined.close()
-	t, err := translate(&spec, c.key, layout{share: c.m.cfg.ShareDir, rootfs: req.Rootfs, shares: req.Shares}, joined)
+	found, err := c.m.findDisks(ctx, req.Disks)
+	if err != nil {
+		return 0, err
+	}
+	t, err := translate(&spec, c.key, layout{share: c.m.cfg.ShareDir, rootfs: req.Rootfs, shares: req.Shares, disks: found}, joined)
 	if err != nil {
 		return 0, err
 	}
 	labelBundle(t.config, req.Bundle)
-	c.rootfs = t.config.Rootfs
+	c.rootfs, c.disks = t.config.Rootfs, found
 	undo, err := applySysctl("/proc/sys", t.sysctl)
 	if err != nil {
 		return 0, err
@@ -102,9 +108,17 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		return 0, err
 	}
 	p := newProcess("", req.Channel)
+	var holdErr error
 	err = c.launch(ctx, lc, p, t.process, func() {
 		c.lc, c.init, c.undoSysctl, c.status = lc, p, undo, Created
+		c.mounts, holdErr = c.holdMounts(p.pid)
 	})
+	if err == nil {
+		if err = errors.Join(holdErr, c.weighDisks(t.weights)); err != nil {
+			_ = c.cgroup.kill()
+			<-p.done // its exit is collected before what it left is removed
+		}
+	}
 	if err != nil {
 		// libcontainer killed its init; the state directory and the cgroup are ours to remove.
 		_ = c.cgroup.kill()

@@ -14,20 +14,30 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// guestDevices decides which device nodes the container gets: those of devices
-// that the guest's kernel has, since a node made from the host's numbers would
-// be a dead or, worse, another device.
+// guestDevices decides which device nodes the container gets. What the host has
+// and the guest has not was refused by the frontend or plugged in, so a number
+// that means nothing here means nothing there; one that means another device is refused.
 //
-// A device that was asked for by name and is missing is refused. Privileged containers are different: engines name every
+// Privileged containers are different: engines name every
 // device node of the host for them, and mean all devices of the machine. The container's machine is the guest, so
 // it gets those of the list that the guest has under the same name, and may make nodes for the others.
-func guestDevices(l *specs.Linux, root string) ([]specs.LinuxDevice, error) {
-	if allDevices(l.Resources) {
-		return slices.DeleteFunc(slices.Clone(l.Devices), func(d specs.LinuxDevice) bool {
-			return d.Type != "p" && !sameInGuest(d, root)
-		}), nil
-	}
+//
+// A disk that was plugged in for the container gets its nodes with the guest's numbers.
+func guestDevices(l *specs.Linux, root string, given disks) ([]specs.LinuxDevice, error) {
+	var out []specs.LinuxDevice
+	all := allDevices(l.Resources)
 	for _, d := range l.Devices {
+		if disk, ok := given.find(d.Major, d.Minor); ok && d.Type == "b" {
+			d.Major, d.Minor = disk.major, disk.minor
+			out = append(out, d)
+			continue
+		}
+		if all {
+			if d.Type == "p" || sameInGuest(d, root) {
+				out = append(out, d)
+			}
+			continue
+		}
 		var class string
 		switch d.Type {
 		case "c", "u":
@@ -35,16 +45,25 @@ func guestDevices(l *specs.Linux, root string) ([]specs.LinuxDevice, error) {
 		case "b":
 			class = "block"
 		case "p":
+			out = append(out, d)
 			continue
 		default:
 			return nil, fmt.Errorf("%w: linux.devices %q: type %q is unknown", ErrInvalid, d.Path, d.Type)
 		}
-		if _, err := os.Stat(fmt.Sprintf("%s/sys/dev/%s/%d:%d", root, class, d.Major, d.Minor)); err != nil {
-			return nil, fmt.Errorf("%w: linux.devices %q: the guest has no %s device %d:%d", ErrInvalid, d.Path, class, d.Major, d.Minor)
+		// A number that neither the host nor the guest has a device for makes a node without
+		// one, as asked. One that the guest has is the same device only where numbers are fixed.
+		_, err := os.Stat(fmt.Sprintf("%s/sys/dev/%s/%d:%d", root, class, d.Major, d.Minor))
+		if err == nil && (class == "block" || !slices.Contains(fixedMajors, d.Major)) {
+			return nil, fmt.Errorf("%w: linux.devices %q: %s device %d:%d is another one in the guest", ErrInvalid, d.Path, class, d.Major, d.Minor)
 		}
+		out = append(out, d)
 	}
-	return l.Devices, nil
+	return out, nil
 }
+
+// fixedMajors are those of memory devices, terminals and miscellaneous devices,
+// whose minors are fixed too, or made as the kernel starts (Documentation/admin-guide/devices.txt).
+var fixedMajors = []int64{1, 5, 10}
 
 // allDevices says whether the container may use every device, which is how a
 // privileged one looks in the specification: the last rule for all devices allows all access.

@@ -24,6 +24,7 @@ type layout struct {
 	share  string // where the share is mounted in the guest
 	rootfs string // below share
 	shares []Share
+	disks  disks
 }
 
 // path resolves a path below the share. What the host sends is trusted, but a
@@ -57,7 +58,12 @@ func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
 		}
 		at := containerPath(m.Destination)
 		m.Destination = at
+		disk, isDisk := l.disks.bound(at)
 		switch {
+		case isBind(m) && isDisk:
+			// The node of the disk takes the place of the host's node.
+			m.Source, m.Type = disk, "bind"
+			m.Options = append(slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "rbind" || o == "nodev" }), "bind")
 		case isBind(m):
 			if len(shares[at]) == 0 {
 				return nil, fmt.Errorf("%w: mount %q: its source %q is not shared with the guest", ErrInvalid, m.Destination, m.Source)

@@ -132,11 +132,6 @@ func refuseResources(r *specs.LinuxResources) error {
 		const why = "limits the host's devices and cannot be done in the guest"
 		if err := firstRefusal([]refusal{
 			{b.LeafWeight != nil && *b.LeafWeight != 0, "linux.resources.blockIO.leafWeight", why},
-			{len(b.WeightDevice) > 0, "linux.resources.blockIO.weightDevice", why},
-			{len(b.ThrottleReadBpsDevice) > 0, "linux.resources.blockIO.throttleReadBpsDevice", why},
-			{len(b.ThrottleWriteBpsDevice) > 0, "linux.resources.blockIO.throttleWriteBpsDevice", why},
-			{len(b.ThrottleReadIOPSDevice) > 0, "linux.resources.blockIO.throttleReadIOPSDevice", why},
-			{len(b.ThrottleWriteIOPSDevice) > 0, "linux.resources.blockIO.throttleWriteIOPSDevice", why},
 		}); err != nil {
 			return err
 		}

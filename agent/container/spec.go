@@ -21,8 +21,9 @@ const cgroupRoot = "/containers"
 // translation is what a specification means in the guest.
 type translation struct {
 	config  *configs.Config
-	process *specs.Process    // nil when the specification has none
-	sysctl  map[string]string // written by the agent, not by libcontainer
+	process *specs.Process            // nil when the specification has none
+	sysctl  map[string]string         // written by the agent, not by libcontainer
+	weights []specs.LinuxWeightDevice // of single disks, the same
 }
 
 // translate turns the host's specification into libcontainer's configuration.
@@ -42,10 +43,16 @@ func translate(spec *specs.Spec, key string, layout layout, joined joined) (*tra
 	if spec.Mounts, err = translateMounts(spec.Mounts, layout); err != nil {
 		return nil, err
 	}
-	if spec.Linux.Devices, err = guestDevices(spec.Linux, "/"); err != nil {
+	if spec.Linux.Devices, err = guestDevices(spec.Linux, "/", layout.disks); err != nil {
 		return nil, err
 	}
 	t := &translation{process: spec.Process}
+	if r := spec.Linux.Resources; r != nil {
+		r.Devices = layout.disks.guestRules(r.Devices)
+		if r.BlockIO, t.weights, err = layout.disks.guestBlockIO(r.BlockIO); err != nil {
+			return nil, err
+		}
+	}
 	spec.Linux.CgroupsPath = cgroupRoot + "/" + key
 	spec.Linux.Namespaces = guestNamespaces(spec.Linux.Namespaces, joined)
 	if !hasNamespace(spec.Linux, specs.CgroupNamespace) {

@@ -10,37 +10,19 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const portClass = "/sys/class/virtio-ports"
 
 // FindPort returns the device of the virtio-serial port with this name. The
-// host announces names after the kernel has booted, so it waits for the
-// kernel's word that something changed, until the context ends.
+// host announces names after the kernel has booted, so it waits for it until
+// the context ends.
 func FindPort(ctx context.Context, name string) (string, error) {
-	if dev, err := scanPorts(portClass, name); dev != "" || err != nil {
-		return dev, err
-	}
-	events, err := openUevents()
+	dev, err := awaitDevice(ctx, func() (string, error) { return scanPorts(portClass, name) })
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("waiting for the virtio-serial port %q: %w", name, err)
 	}
-	defer events.Close()
-	stop := context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	buf := make([]byte, 16<<10)
-	for {
-		// After the socket was opened, or an event would be missed between.
-		if dev, err := scanPorts(portClass, name); dev != "" || err != nil {
-			return dev, err
-		}
-		if _, err := events.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) {
-			return "", fmt.Errorf("waiting for the virtio-serial port %q: %w", name, errors.Join(ctx.Err(), err))
-		}
-	}
+	return dev, nil
 }
 
 func scanPorts(class, name string) (string, error) {
@@ -56,17 +38,4 @@ func scanPorts(class, name string) (string, error) {
 		}
 	}
 	return "", nil
-}
-
-// openUevents listens to the kernel's device events.
-func openUevents() (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
-	if err != nil {
-		return nil, fmt.Errorf("listening to device events: %w", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
-		_ = unix.Close(fd)
-		return nil, fmt.Errorf("listening to device events: %w", err)
-	}
-	return os.NewFile(uintptr(fd), "uevents"), nil
 }

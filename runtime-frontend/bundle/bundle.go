@@ -40,6 +40,8 @@ type Bundle struct {
 	Rootfs string      // absolute, symbolic links resolved
 	Binds  []Bind      // the mounts whose files are the host's, in order
 	Joined []Joined    // the namespaces given by path
+
+	Devices []Device // the block devices of the host that the container is given
 }
 
 // Options are what the command line adds to the question whether a bundle can be run.
@@ -75,8 +77,17 @@ func Load(dir string, opts Options) (*Bundle, error) {
 	if b.Rootfs, err = rootfs(dir, spec.Root); err != nil {
 		return nil, err
 	}
-	if b.Binds, err = binds(dir, spec.Mounts); err != nil {
+	var nodes []DeviceBind
+	if b.Binds, nodes, err = binds(dir, spec.Mounts); err != nil {
 		return nil, oneLine(err)
+	}
+	if b.Devices, err = devices(spec.Linux, nodes, b.Binds); err != nil {
+		return nil, oneLine(err)
+	}
+	if r := spec.Linux.Resources; r != nil {
+		if err := CheckBlockIO(r.BlockIO, b.Devices); err != nil {
+			return nil, oneLine(err)
+		}
 	}
 	return b, nil
 }

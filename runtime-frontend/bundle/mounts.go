@@ -125,32 +125,38 @@ func containerPath(destination string) string {
 }
 
 // binds looks at the sources of the bind mounts. Relative ones are relative to
-// the bundle.
-func binds(dir string, mounts []specs.Mount) ([]Bind, error) {
+// the bundle. The nodes of block devices are kept apart: what is given is the
+// device, not a file.
+func binds(dir string, mounts []specs.Mount) ([]Bind, []DeviceBind, error) {
 	var (
 		found []Bind
+		nodes []DeviceBind
 		errs  []error
 	)
 	for i, m := range mounts {
 		if !isBind(m) {
 			continue
 		}
-		bind, err := inspect(dir, m)
+		bind, node, err := inspect(dir, m)
 		if err != nil {
 			errs = append(errs, refuse(fmt.Sprintf("mounts[%d].source", i), err.Error()))
 			continue
 		}
+		if node != nil {
+			nodes = append(nodes, *node)
+			continue
+		}
 		found = append(found, bind)
 	}
-	return found, errors.Join(errs...)
+	return found, nodes, errors.Join(errs...)
 }
 
-func inspect(dir string, m specs.Mount) (Bind, error) {
+func inspect(dir string, m specs.Mount) (bind Bind, node *DeviceBind, err error) {
 	source := m.Source
 	if !filepath.IsAbs(source) {
 		source = filepath.Join(dir, source)
 	}
-	bind := Bind{Destination: containerPath(m.Destination), Recursive: slices.Contains(m.Options, "rbind")}
+	bind = Bind{Destination: containerPath(m.Destination), Recursive: slices.Contains(m.Options, "rbind")}
 	for _, name := range m.Options { // the last word counts, as in mount(8)
 		switch name {
 		case "ro", "rro":
@@ -161,14 +167,14 @@ func inspect(dir string, m specs.Mount) (Bind, error) {
 	}
 	resolved, err := filepath.EvalSymlinks(source)
 	if errors.Is(err, unix.ENOENT) {
-		return bind, fmt.Errorf("%q for %s is missing on the host", source, m.Destination)
+		return bind, nil, fmt.Errorf("%q for %s is missing on the host", source, m.Destination)
 	}
 	if err != nil {
-		return bind, fmt.Errorf("%q for %s: %w", source, m.Destination, err)
+		return bind, nil, fmt.Errorf("%q for %s: %w", source, m.Destination, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(resolved, &st); err != nil {
-		return bind, fmt.Errorf("%q for %s: %w", source, m.Destination, err)
+		return bind, nil, fmt.Errorf("%q for %s: %w", source, m.Destination, err)
 	}
 	bind.Source = resolved
 	switch st.Mode & unix.S_IFMT {
@@ -176,17 +182,21 @@ func inspect(dir string, m specs.Mount) (Bind, error) {
 		bind.IsDir = true
 	case unix.S_IFREG:
 	case unix.S_IFSOCK:
-		return bind, fmt.Errorf("%q for %s is a socket, and its other end cannot be reached from a virtual machine", source, m.Destination)
+		return bind, nil, fmt.Errorf("%q for %s is a socket, and its other end cannot be reached from a virtual machine", source, m.Destination)
 	case unix.S_IFIFO:
-		return bind, fmt.Errorf("%q for %s is a named pipe, and its other end cannot be reached from a virtual machine", source, m.Destination)
+		return bind, nil, fmt.Errorf("%q for %s is a named pipe, and its other end cannot be reached from a virtual machine", source, m.Destination)
 	case unix.S_IFCHR:
 		// The node's numbers mean the same device in the guest's kernel.
-		major, minor := int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
-		if _, everywhere := everyKernelsDevices[device{major, minor}]; !everywhere {
-			return bind, fmt.Errorf("%q for %s is a device of the host (c %d:%d), which cannot be given to a virtual machine", source, m.Destination, major, minor)
+		n := numberOf(st.Rdev)
+		if _, everywhere := everyKernelsDevices[n]; !everywhere {
+			return bind, nil, fmt.Errorf("%q for %s is a character device of the host (c %s), which cannot be given to a virtual machine; do without it, or run this container with runc",
+				source, m.Destination, n)
 		}
 	default:
-		return bind, fmt.Errorf("%q for %s is a block device of the host, which cannot be given to a virtual machine yet", source, m.Destination)
+		return bind, &DeviceBind{
+			Destination: bind.Destination, Mode: st.Mode & 0o777, UID: st.Uid, GID: st.Gid,
+			readOnly: bind.ReadOnly, number: numberOf(st.Rdev), node: resolved,
+		}, nil
 	}
-	return bind, nil
+	return bind, nil, nil
 }

@@ -37,7 +37,6 @@ func refusedIf(asks func(reflect.Value) bool, reason string) verdict {
 const (
 	noUserNamespace = "user namespaces and id mappings are not supported yet: root in the container is already root of its own virtual machine only"
 	noOtherPlatform = "it belongs to another platform than Linux"
-	noHostDevice    = "the host's block devices do not exist in the virtual machine"
 	noAppArmor      = "the virtual machine's kernel has no AppArmor: the machine is the confinement, and SELinux labels confine within it"
 )
 
@@ -93,7 +92,7 @@ var properties = map[string]verdict{
 	"linux.sysctl":            carried,
 	"linux.cgroupsPath":       checked, // linux.go
 	"linux.namespaces":        checked, // namespaces.go
-	"linux.devices":           checked, // linux.go
+	"linux.devices":           checked, // devices.go
 	"linux.netDevices":        refused("moving the host's network devices into a virtual machine is not supported"),
 	"linux.rootfsPropagation": checked, // mounts.go
 	"linux.maskedPaths":       carried,
@@ -134,12 +133,12 @@ var properties = map[string]verdict{
 	"linux.resources.pids":                           carried,
 	"linux.resources.blockIO.weight":                 carried,
 	"linux.resources.blockIO.leafWeight":             refused("kernels since 5.0 have no leaf weights"),
-	"linux.resources.blockIO.weightDevice":           refused(noHostDevice),
-	"linux.resources.blockIO.throttleReadBpsDevice":  refused(noHostDevice),
-	"linux.resources.blockIO.throttleWriteBpsDevice": refused(noHostDevice),
+	"linux.resources.blockIO.weightDevice":           checked,
+	"linux.resources.blockIO.throttleReadBpsDevice":  checked,
+	"linux.resources.blockIO.throttleWriteBpsDevice": checked,
 
-	"linux.resources.blockIO.throttleReadIOPSDevice":  refused(noHostDevice),
-	"linux.resources.blockIO.throttleWriteIOPSDevice": refused(noHostDevice),
+	"linux.resources.blockIO.throttleReadIOPSDevice":  checked,
+	"linux.resources.blockIO.throttleWriteIOPSDevice": checked,
 	"linux.resources.hugepageLimits":                  refusedIf(foreignHugepages, "the virtual machine has huge pages of 2MB and 1GB only"),
 	"linux.resources.network":                         refusedIf(anyField, "cgroup v2, which the virtual machine uses, has no network classes or priorities"),
 	"linux.resources.rdma":                            refused("the virtual machine has no RDMA devices"),

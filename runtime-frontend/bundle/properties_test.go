@@ -61,6 +61,7 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 	mount := func(m specs.Mount) func(*specs.Spec) {
 		return func(s *specs.Spec) { s.Mounts = append(s.Mounts, m) }
 	}
+	foreign := foreignDevice(t)
 	mapping := []specs.LinuxIDMapping{{Size: 1}}
 	for _, c := range []struct {
 		property, reason string
@@ -99,12 +100,17 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		{"linux.seccomp.listenerPath", "seccomp notify", func(s *specs.Spec) { s.Linux.Seccomp.ListenerPath = "/run/s" }},
 		{"linux.seccomp.syscalls[].action", "SCMP_ACT_NOTIFY", func(s *specs.Spec) { s.Linux.Seccomp.Syscalls[0].Action = specs.ActNotify }},
 		{"linux.seccomp.defaultAction", "unknown value", func(s *specs.Spec) { s.Linux.Seccomp.DefaultAction = "SCMP_ACT_MAYBE" }},
-		{"linux.devices", "host's devices", func(s *specs.Spec) {
-			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+		{"linux.devices", "run this container with runc", func(s *specs.Spec) {
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: foreign.major, Minor: foreign.minor}}
 		}},
-		{"linux.devices", "/dev/sda", func(s *specs.Spec) { // allowed, then all forbidden: not privileged
+		{"linux.devices", "/dev/y", func(s *specs.Spec) { // allowed, then all forbidden: not privileged
 			s.Linux.Resources.Devices = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}, {Access: "rwm"}}
-			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/sda", Type: "b", Major: 8}}
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/y", Type: "c", Major: foreign.major, Minor: foreign.minor}}
+		}},
+		{"linux.devices", "not absolute", func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "x", Type: "b"}} }},
+		{"linux.resources.blockIO.throttleReadBpsDevice", "8:1 was not given", func(s *specs.Spec) {
+			s.Linux.Resources.BlockIO.ThrottleReadBpsDevice = make([]specs.LinuxThrottleDevice, 1)
+			s.Linux.Resources.BlockIO.ThrottleReadBpsDevice[0].Major, s.Linux.Resources.BlockIO.ThrottleReadBpsDevice[0].Minor = 8, 1
 		}},
 		{"linux.resources.hugepageLimits", "2MB and 1GB", func(s *specs.Spec) {
 			s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "64KB", Limit: 1}}

@@ -52,7 +52,9 @@ type Options struct {
 	Systemd bool
 	// PID is the first process of a systemd scope, which cannot be empty: the
 	// relay. Without Systemd it may be 0, and Enter brings processes later.
-	PID      int
+	PID int
+	// End ends the process PID, which may stand in what a failed Create has to remove.
+	End      func(context.Context) error
 	Overhead Overhead
 	// StateFile is where the cgroup is described before it is made, for Load.
 	StateFile string
@@ -142,7 +144,7 @@ func (c *Cgroup) make(key string, limited bool, opts Options) (*Cgroup, error) {
 			c.disable()
 			return c, c.save(opts.StateFile)
 		}
-		return nil, errors.Join(fmt.Errorf("making the cgroup of container %s: %w", key, err), c.undo())
+		return nil, errors.Join(fmt.Errorf("making the cgroup of container %s: %w", key, err), c.undo(opts))
 	}
 	// The manager names a path for every controller, also for those it left alone
 	// (devices): a process cannot enter what was not made.
@@ -151,10 +153,10 @@ func (c *Cgroup) make(key string, limited bool, opts Options) (*Cgroup, error) {
 		return errors.Is(err, fs.ErrNotExist)
 	})
 	if err := c.save(opts.StateFile); err != nil {
-		return nil, errors.Join(err, c.undo())
+		return nil, errors.Join(err, c.undo(opts))
 	}
 	if err := c.manager.Set(c.state.Config.Resources); err != nil {
-		return nil, errors.Join(fmt.Errorf("setting the limits of container %s: %w", key, plain(err)), c.undo())
+		return nil, errors.Join(fmt.Errorf("setting the limits of container %s: %w", key, plain(err)), c.undo(opts))
 	}
 	return c, nil
 }
@@ -370,9 +372,14 @@ func removeTree(dir string) error {
 	return err
 }
 
-func (c *Cgroup) undo() error {
+func (c *Cgroup) undo(opts Options) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
+	if opts.End != nil { // a cgroup with a process in it cannot be removed
+		if err := opts.End(ctx); err != nil {
+			return err
+		}
+	}
 	return c.Destroy(ctx)
 }
 

@@ -85,6 +85,16 @@ type VM interface {
 	// directories made for them. That nothing is there is no error.
 	DetachMounts(ctx context.Context, relPrefix string) error
 
+	// AttachDisk plugs a block device of the host into the running VM and returns
+	// when the hypervisor has done its part; the guest finds it in its own time.
+	// On an error nothing of it is left. The file stays the caller's.
+	AttachDisk(ctx context.Context, d Disk) error
+
+	// DetachDisks asks the guest to give up every disk whose id begins with
+	// idPrefix, and takes it away. That there is none is no error; neither is a
+	// VM that has ended.
+	DetachDisks(ctx context.Context, idPrefix string) error
+
 	// Pause stops the virtual CPUs; Resume lets them run.
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
@@ -111,6 +121,19 @@ type VM interface {
 	// and will adopt it again.
 	Release()
 }
+
+// Disk is a block device of the host that is given to a guest.
+type Disk struct {
+	// ID is the serial number by which the guest finds the disk: 1 to 20
+	// letters, digits and '-', the first a letter (virtio 1.2, 5.2.6).
+	ID string
+	// File is the open device: for reading alone when ReadOnly is set.
+	File     *os.File
+	ReadOnly bool
+}
+
+// MaxDisks is how many disks a VM has room for.
+const MaxDisks = 30
 
 // Event is something the guest, or the hypervisor, did to the machine.
 type Event struct {

@@ -29,9 +29,10 @@ const Name = "fake"
 type Options struct {
 	// Script runs the containers' processes; nil means Shell.
 	Script Script
-	// StartError and AttachError, when set, may fail these steps.
+	// StartError, AttachError and DiskError, when set, may fail these steps.
 	StartError  func(hypervisor.Spec) error
 	AttachError func(relPath string) error
+	DiskError   func(hypervisor.Disk) error
 	// UpdateError, when set, may make a guest refuse the limits it is given.
 	UpdateError func(resources string) error
 	// Mute makes guests that never open their link.
@@ -124,6 +125,17 @@ func (d *Driver) Limits(id, container string) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.resources
+}
+
+// Disks lists what was plugged into a living VM: id to whether it is read-only.
+func (d *Driver) Disks(id string) map[string]bool {
+	d.mu.Lock()
+	v := d.vms[id]
+	d.mu.Unlock()
+	if v == nil {
+		return nil
+	}
+	return v.diskIDs()
 }
 
 func (d *Driver) forget(v *vm) {

@@ -28,6 +28,7 @@ type vm struct {
 	mu       sync.Mutex
 	reason   string          // guarded by mu
 	attached map[string]bool // guarded by mu: read-only by path
+	disks    map[string]bool // guarded by mu: read-only by id
 }
 
 var _ hypervisor.VM = (*vm)(nil)
@@ -35,7 +36,7 @@ var _ hypervisor.VM = (*vm)(nil)
 func newVM(d *Driver, s hypervisor.Spec) (_ *vm, err error) {
 	v := &vm{
 		driver: d, rec: hypervisor.NewRecord(Name, s),
-		events: make(chan hypervisor.Event, 16), done: make(chan struct{}), attached: map[string]bool{},
+		events: make(chan hypervisor.Event, 16), done: make(chan struct{}), attached: map[string]bool{}, disks: map[string]bool{},
 	}
 	if err := v.rec.Save(); err != nil {
 		return nil, err
@@ -135,6 +136,38 @@ func (v *vm) DetachMounts(_ context.Context, relPrefix string) error {
 		return p == relPrefix || strings.HasPrefix(p, relPrefix+"/")
 	})
 	return nil
+}
+
+// AttachDisk notes the disk; a fake guest has no devices.
+func (v *vm) AttachDisk(ctx context.Context, d hypervisor.Disk) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if v.driver.options.DiskError != nil {
+		if err := v.driver.options.DiskError(d); err != nil {
+			return fmt.Errorf("attaching disk %s: %w", d.ID, err)
+		}
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if _, taken := v.disks[d.ID]; taken {
+		return fmt.Errorf("attaching disk %s: there is one with this id", d.ID)
+	}
+	v.disks[d.ID] = d.ReadOnly
+	return nil
+}
+
+func (v *vm) DetachDisks(_ context.Context, idPrefix string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	maps.DeleteFunc(v.disks, func(id string, _ bool) bool { return strings.HasPrefix(id, idPrefix) })
+	return nil
+}
+
+func (v *vm) diskIDs() map[string]bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return maps.Clone(v.disks)
 }
 
 func (v *vm) attachedPaths() map[string]bool {

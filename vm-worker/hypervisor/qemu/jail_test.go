@@ -147,13 +147,18 @@ func TestQEMUCannotOpenFilesByHandlePastItsRoot(t *testing.T) {
 func TestDeviceSet(t *testing.T) {
 	t.Parallel()
 	v := startVM(t, newSpec(t)).(*vm)
+	connect(t, v).ready() // what is behind a bridge is told once the guest has numbered its bus
+	type pciDevice struct {
+		QdevID string `json:"qdev_id"`
+		ID     struct {
+			Vendor, Device int
+		} `json:"id"`
+		Bridge struct {
+			Devices json.RawMessage `json:"devices"`
+		} `json:"pci_bridge"`
+	}
 	var buses []struct {
-		Devices []struct {
-			QdevID string `json:"qdev_id"`
-			ID     struct {
-				Vendor, Device int
-			} `json:"id"`
-		} `json:"devices"`
+		Devices []pciDevice `json:"devices"`
 	}
 	if err := v.monitor.execute(t.Context(), "query-pci", nil, &buses); err != nil {
 		t.Fatal(err)
@@ -162,13 +167,23 @@ func TestDeviceSet(t *testing.T) {
 	for _, b := range buses {
 		for _, d := range b.Devices {
 			got = append(got, fmt.Sprintf("%04x:%04x %s", d.ID.Vendor, d.ID.Device, d.QdevID))
+			var behind []pciDevice
+			if d.Bridge.Devices != nil {
+				if err := json.Unmarshal(d.Bridge.Devices, &behind); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, d := range behind {
+				got = append(got, fmt.Sprintf("%04x:%04x %s", d.ID.Vendor, d.ID.Device, d.QdevID))
+			}
 		}
 	}
 	slices.Sort(got)
 	want := []string{
-		"1af4:1003 link", "1af4:1005 rng0", "1af4:1009 share0", "1af4:105b pmem0",
-		"8086:2918 ", // the ISA bridge, ICH9-LPC: serial port, RTC, ACPI
-		"8086:29c0 ", // the host bridge
+		"1af4:1003 link", "1af4:1009 share0", "1af4:1044 rng0", "1af4:105b pmem0",
+		"1b36:0001 hotplug", // the bridge that devices are plugged into
+		"8086:2918 ",        // the ISA bridge, ICH9-LPC: serial port, RTC, ACPI
+		"8086:29c0 ",        // the host bridge
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("the PCI devices are\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

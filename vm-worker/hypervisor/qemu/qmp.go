@@ -11,7 +11,10 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // maxMessage bounds one QMP message: the longest answers, lists of devices,
@@ -142,6 +145,12 @@ func (m *monitor) fail() {
 
 // execute runs a command and decodes its answer into out, unless that is nil.
 func (m *monitor) execute(ctx context.Context, command string, args, out any) error {
+	return m.executeWith(ctx, command, args, out, nil)
+}
+
+// executeWith is execute for a command that takes a descriptor, which travels
+// beside its text.
+func (m *monitor) executeWith(ctx context.Context, command string, args, out any, file *os.File) error {
 	waiter := make(chan qmpMessage, 1)
 	m.mu.Lock()
 	if m.pending == nil {
@@ -159,7 +168,7 @@ func (m *monitor) execute(ctx context.Context, command string, args, out any) er
 		ID        uint64 `json:"id"`
 	}{command, args, id})
 	if err == nil {
-		_, err = m.conn.Write(append(text, '\n'))
+		err = m.write(append(text, '\n'), file)
 	}
 	m.mu.Unlock()
 	if err != nil {
@@ -184,6 +193,27 @@ func (m *monitor) execute(ctx context.Context, command string, args, out any) er
 		}
 		return nil
 	}
+}
+
+func (m *monitor) write(text []byte, file *os.File) error {
+	if file == nil {
+		_, err := m.conn.Write(text)
+		return err
+	}
+	conn, ok := m.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("descriptors travel on unix sockets only")
+	}
+	// Not Fd, which would make the owner's descriptor blocking.
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var sent error
+	err = raw.Control(func(fd uintptr) {
+		_, _, sent = conn.WriteMsgUnix(text, unix.UnixRights(int(fd)), nil)
+	})
+	return errors.Join(err, sent)
 }
 
 func (m *monitor) forget(id uint64) {

@@ -28,6 +28,7 @@ type vm struct {
 	events  chan hypervisor.Event
 	done    chan struct{} // closed when the process is gone and reason is final
 	watched chan struct{} // closed when watch has ended, also by Release
+	unplugs unplugs
 
 	mu     sync.Mutex
 	order  string            // guarded by mu: what the worker did to end the VM
@@ -184,6 +185,8 @@ func (v *vm) onEvent(e qmpEvent) {
 		v.emit(hypervisor.Event{Kind: hypervisor.EventResumed})
 	case "GUEST_PANICKED":
 		v.emit(hypervisor.Event{Kind: hypervisor.EventPanicked})
+	case "DEVICE_DELETED":
+		v.unplugs.happened(deletedDevice(e))
 	case "SHUTDOWN":
 		v.onShutdown(e)
 	}

@@ -77,6 +77,32 @@ func serve(ctl *os.File) {
 	}
 }
 
+// disk waits for the disk with a serial number to come, or to go, or writes text
+// to its beginning, past the cache.
+func disk(do, serial, text string) error {
+	for range 1000 {
+		names, _ := filepath.Glob("/sys/block/*/serial")
+		found := ""
+		for _, n := range names {
+			if b, _ := os.ReadFile(n); strings.TrimSpace(string(b)) == serial {
+				found = "/dev/" + filepath.Base(filepath.Dir(n))
+			}
+		}
+		switch {
+		case do == "gone" && found == "":
+			return nil
+		case do == "write" && found != "":
+			f, err := os.OpenFile(found, os.O_RDWR|os.O_SYNC, 0)
+			if err == nil {
+				_, err = f.WriteString(text)
+			}
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("waited for disk %s to %s", serial, do)
+}
+
 func obey(words []string) string {
 	arg := func(i int) string {
 		if i < len(words) {
@@ -104,6 +130,8 @@ func obey(words []string) string {
 			names = append(names, e.Name())
 		}
 		return strings.Join(names, " ")
+	case "disk":
+		err = disk(arg(1), arg(2), arg(3))
 	case "write":
 		err = os.WriteFile(arg(1), []byte(arg(2)), 0o644)
 	case "mkdir":
