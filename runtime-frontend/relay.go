@@ -97,6 +97,9 @@ func (r *shadowRelay) Wait(ctx context.Context) (int, error) {
 func initSpec(inv *invocation, runDir, token string, b *bundle.Bundle, opts launchOptions) shadow.Spec {
 	spec := commonSpec(inv, runDir, token, b.Spec.Process, opts)
 	for _, ns := range b.Spec.Linux.Namespaces {
+		if bundle.InGuestOnly(ns.Type) {
+			continue
+		}
 		spec.Namespaces = append(spec.Namespaces, shadow.Namespace{Type: string(ns.Type), Path: ns.Path})
 	}
 	spec.Rootfs = b.Rootfs

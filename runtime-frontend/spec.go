@@ -28,7 +28,7 @@ var specCommand = command{
 	},
 	run: func(_ context.Context, inv *invocation) error {
 		if inv.Bool("rootless") {
-			return errors.New("spec --rootless: user namespaces are not supported yet; the container's root is root of its own virtual machine only")
+			return errors.New("spec --rootless: bulkhead needs root on the host; the container's root is root of its own virtual machine only")
 		}
 		return writeSpec(inv.String("bundle"))
 	},

@@ -23,30 +23,48 @@ type Join struct {
 // namespace is not among them: it would get a second root.
 var namespaceFiles = map[specs.LinuxNamespaceType]string{
 	specs.PIDNamespace: "pid", specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc",
-	specs.UTSNamespace: "uts", specs.CgroupNamespace: "cgroup",
+	specs.UTSNamespace: "uts", specs.CgroupNamespace: "cgroup", specs.UserNamespace: "user", specs.TimeNamespace: "time",
 }
 
 // joined are namespaces of other containers, held open while one is made: the
-// process that stood for them may end meanwhile.
-type joined map[specs.LinuxNamespaceType]*os.File
+// process that stood for them may end meanwhile. One that is the agent's own is there without a file.
+type joined map[specs.LinuxNamespaceType]joinedFile
+
+type joinedFile struct {
+	*os.File
+	pid int // whose namespace it is
+}
 
 func (j joined) close() {
 	for _, f := range j {
-		_ = f.Close()
+		if f.File != nil {
+			_ = f.Close()
+		}
 	}
 }
 
-// path is a name of the namespace that libcontainer's init can open, too.
+// path is a name of the namespace that libcontainer's init can open, too. It is empty
+// for one that is not joined.
 func (j joined) path(kind specs.LinuxNamespaceType) string {
 	f := j[kind]
-	if f == nil {
+	switch {
+	case f.File == nil:
 		return ""
+	case kind == specs.UserNamespace: // by its process: libcontainer reads the mappings there
+		return "/proc/" + strconv.Itoa(f.pid) + "/ns/user"
+	default:
+		return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(f.Fd()))
 	}
-	return "/proc/" + strconv.Itoa(os.Getpid()) + "/fd/" + strconv.Itoa(int(f.Fd()))
 }
 
-// openJoins opens the namespaces to join. One that is the agent's own is left
-// out: the container is born into it.
+// own tells whether the container stays in the agent's namespace of a kind, because the one
+// it joins does.
+func (j joined) own(kind specs.LinuxNamespaceType) bool {
+	f, asked := j[kind]
+	return asked && f.File == nil
+}
+
+// openJoins opens the namespaces to join.
 func (m *Manager) openJoins(joins []Join) (_ joined, err error) {
 	open := joined{}
 	defer func() {
@@ -67,12 +85,13 @@ func (m *Manager) openJoins(joins []Join) (_ joined, err error) {
 		if err != nil {
 			return nil, errOtherGone(j)
 		}
-		if same, err := isOwn(f, file); err != nil || same {
+		same, err := isOwn(f.File, file)
+		if err != nil || same {
 			_ = f.Close()
-			if err != nil {
-				return nil, err
-			}
-			continue
+			f = joinedFile{}
+		}
+		if err != nil {
+			return nil, err
 		}
 		open[j.Type] = f
 	}
@@ -84,25 +103,25 @@ func errOtherGone(j Join) error {
 }
 
 // openNamespace opens a namespace of the container's init.
-func (c *Container) openNamespace(file string) (*os.File, error) {
+func (c *Container) openNamespace(file string) (joinedFile, error) {
 	c.mu.Lock()
 	p := c.init
 	if p == nil || p.lp == nil {
 		c.mu.Unlock()
-		return nil, ErrNotRunning
+		return joinedFile{}, ErrNotRunning
 	}
 	pid := p.pid
 	c.mu.Unlock()
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/" + file)
 	if err != nil {
-		return nil, err
+		return joinedFile{}, err
 	}
 	// A process that still can be signalled has not been waited for, so the pid was its.
 	if err := signalProcess(p.lp, 0); err != nil {
 		_ = f.Close()
-		return nil, err
+		return joinedFile{}, err
 	}
-	return f, nil
+	return joinedFile{f, pid}, nil
 }
 
 func isOwn(f *os.File, file string) (bool, error) {
@@ -118,13 +137,21 @@ func isOwn(f *os.File, file string) (bool, error) {
 
 // guestNamespaces are the container's, whatever their paths on the host were:
 // another container's where one is joined, else new ones. Four are never the agent's own.
-// There is a network namespace only where one is joined: the guest's own is the container's.
+//
+// The guest's own network is the container's, except in a user namespace: its root has no power over
+// a network that does not belong to it, not even to listen on port 80.
 func guestNamespaces(asked []specs.LinuxNamespace, joined joined) []specs.LinuxNamespace {
 	kinds := []specs.LinuxNamespaceType{specs.PIDNamespace, specs.MountNamespace, specs.UTSNamespace, specs.IPCNamespace}
 	for _, ns := range asked {
-		if !slices.Contains(kinds, ns.Type) && (ns.Type != specs.NetworkNamespace || joined[ns.Type] != nil) {
+		switch {
+		case slices.Contains(kinds, ns.Type) || joined.own(ns.Type):
+		case ns.Type == specs.NetworkNamespace && joined.path(ns.Type) == "":
+		default:
 			kinds = append(kinds, ns.Type)
 		}
+	}
+	if slices.Contains(kinds, specs.UserNamespace) && !slices.Contains(kinds, specs.NetworkNamespace) && !joined.own(specs.NetworkNamespace) {
+		kinds = append(kinds, specs.NetworkNamespace)
 	}
 	all := make([]specs.LinuxNamespace, 0, len(kinds))
 	for _, kind := range kinds {

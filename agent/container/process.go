@@ -125,6 +125,10 @@ func (c *Container) launch(ctx context.Context, lc *libcontainer.Container, p *p
 	if err != nil {
 		return err
 	}
+	if err := streams.giveTo(lc.Config(), spec.User); err != nil {
+		streams.close()
+		return err
+	}
 	if err := c.enter(ctx, p); err != nil {
 		streams.close()
 		return err

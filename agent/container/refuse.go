@@ -78,19 +78,15 @@ func hasNul(s string) bool { return strings.IndexByte(s, 0) >= 0 }
 
 func refuseLinux(l *specs.Linux) error {
 	for _, ns := range l.Namespaces {
-		switch ns.Type {
-		case specs.PIDNamespace, specs.MountNamespace, specs.UTSNamespace, specs.IPCNamespace,
-			specs.CgroupNamespace, specs.NetworkNamespace:
-		case specs.UserNamespace:
-			return fmt.Errorf("%w: linux.namespaces user is not supported: the VM isolates the container's root from the host", ErrInvalid)
-		default:
+		if _, known := namespaceFiles[ns.Type]; !known && ns.Type != specs.MountNamespace {
 			return fmt.Errorf("%w: linux.namespaces %q is not supported", ErrInvalid, ns.Type)
 		}
 	}
+	user := hasNamespace(l, specs.UserNamespace)
 	if err := firstRefusal([]refusal{
-		{len(l.UIDMappings) > 0, "linux.uidMappings", "is not supported without a user namespace"},
-		{len(l.GIDMappings) > 0, "linux.gidMappings", "is not supported without a user namespace"},
-		{len(l.TimeOffsets) > 0, "linux.timeOffsets", "is not supported"},
+		{!user && len(l.UIDMappings) > 0, "linux.uidMappings", "is not supported without a user namespace"},
+		{!user && len(l.GIDMappings) > 0, "linux.gidMappings", "is not supported without a user namespace"},
+		{len(l.TimeOffsets) > 0 && !hasNamespace(l, specs.TimeNamespace), "linux.timeOffsets", "is not supported without a time namespace"},
 		{l.IntelRdt != nil, "linux.intelRdt", whyHostKernel},
 		{l.MemoryPolicy != nil, "linux.memoryPolicy", "is not supported: the guest has one memory node"},
 		{len(l.NetDevices) > 0, "linux.netDevices", whyHostKernel},

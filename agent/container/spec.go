@@ -55,6 +55,9 @@ func translate(spec *specs.Spec, key string, layout layout, joined joined) (*tra
 	}
 	spec.Linux.CgroupsPath = cgroupRoot + "/" + key
 	spec.Linux.Namespaces = guestNamespaces(spec.Linux.Namespaces, joined)
+	if joined.own(specs.UserNamespace) { // the other has none, and engines write mappings all the same
+		spec.Linux.UIDMappings, spec.Linux.GIDMappings = nil, nil
+	}
 	if !hasNamespace(spec.Linux, specs.CgroupNamespace) {
 		spec.Mounts = bindOwnCgroup(spec.Mounts, key)
 	}

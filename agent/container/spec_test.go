@@ -74,7 +74,7 @@ func TestNamespacesOfOthersAreJoinedByDescriptor(t *testing.T) {
 	}
 	defer f.Close()
 	spec := parsed(t, `{"linux":{"namespaces":[{"type":"pid"},{"type":"ipc","path":"/proc/7/ns/ipc"},{"type":"network","path":"/proc/7/ns/net"},{"type":"cgroup"}]}}`)
-	got, err := translate(spec, "key", layout{share: "/run/share", rootfs: "key/rootfs"}, joined{specs.IPCNamespace: f})
+	got, err := translate(spec, "key", layout{share: "/run/share", rootfs: "key/rootfs"}, joined{specs.IPCNamespace: {f, os.Getpid()}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +89,25 @@ func TestNamespacesOfOthersAreJoinedByDescriptor(t *testing.T) {
 	}
 	if got.config.Namespaces.Contains(configs.NEWNET) {
 		t.Error("the path of the host's network namespace became one of the guest")
+	}
+}
+
+func TestAUserNamespaceComesWithANetworkOfItsOwn(t *testing.T) {
+	t.Parallel()
+	const config = `{"linux":{"namespaces":[{"type":"user"},{"type":"network","path":"/run/netns/x"}],"sysctl":{"net.ipv4.ip_forward":"1"},
+		"uidMappings":[{"containerID":0,"hostID":100000,"size":65536}],"gidMappings":[{"containerID":0,"hostID":100000,"size":65536}]}}`
+	l := layout{share: "/run/share", rootfs: "r"}
+	got := translated(t, config, l)
+	if !got.Namespaces.IsPrivate(configs.NEWUSER) || !got.Namespaces.IsPrivate(configs.NEWNET) || got.Sysctl["net.ipv4.ip_forward"] != "1" {
+		t.Errorf("the namespaces are %v, the parameters in them %v", got.Namespaces, got.Sysctl)
+	}
+	// Of a container that has none: its network is the guest's, and so are its users.
+	same, err := translate(parsed(t, config), "key", l, joined{specs.UserNamespace: {}, specs.NetworkNamespace: {}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := same.config.Namespaces; n.Contains(configs.NEWUSER) || n.Contains(configs.NEWNET) || same.config.UIDMappings != nil {
+		t.Errorf("joining a container without them, it has the namespaces %v and the mappings %v", n, same.config.UIDMappings)
 	}
 }
 

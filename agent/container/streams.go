@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/utils"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -77,6 +78,28 @@ func openEnds(lp *libcontainer.Process, spec *specs.Process) (_ *ends, err error
 		return nil, err
 	}
 	return e, nil
+}
+
+// giveTo makes the process's user the owner of its pipes where libcontainer cannot: in
+// a user namespace, which does not know their present owner.
+func (e *ends) giveTo(config configs.Config, user specs.User) error {
+	if !config.Namespaces.Contains(configs.NEWUSER) || e.socket != nil {
+		return nil
+	}
+	uid, err := config.HostUID(int(user.UID))
+	if err != nil {
+		return fmt.Errorf("%w: process.user.uid %d: %w", ErrInvalid, user.UID, err)
+	}
+	gid, err := config.HostGID(int(user.GID))
+	if err != nil {
+		return fmt.Errorf("%w: process.user.gid %d: %w", ErrInvalid, user.GID, err)
+	}
+	for _, f := range e.theirs {
+		if err := f.Chown(uid, gid); err != nil {
+			return fmt.Errorf("giving a pipe to user %d: %w", uid, err)
+		}
+	}
+	return nil
 }
 
 func (e *ends) inputPipe() (ours, theirs *os.File, err error) {

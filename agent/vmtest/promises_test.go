@@ -186,7 +186,7 @@ func failuresLeaveNothing(t *testing.T, vm *vmtest.VM) {
 		{process("/bin/missing"), nil, bus.Internal, `exec: "/bin/missing": stat /bin/missing: no such file or directory`},
 		{process("true"), func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "user"})
-		}, bus.InvalidArgument, "user is not supported"},
+		}, bus.InvalidArgument, "no uid mappings found"},
 		{process("true"), func(s *specs.Spec) { s.Linux.Sysctl["no.such.parameter"] = "1" }, bus.InvalidArgument, "no.such.parameter"},
 	} {
 		key := fmt.Sprintf("bad%d", i)

@@ -24,7 +24,7 @@ type namespaceRule struct {
 	file   string // its name in /proc/<pid>/ns
 	absent string // why the host's own cannot be used
 	joined string // why another container's, by path, cannot be used
-	never  string // why the type is not supported at all
+	guest  bool   // it exists in the guest alone: on the host, no process is in it
 }
 
 // namespaceRules are in the order of the specification's list.
@@ -50,22 +50,25 @@ var namespaceRules = []namespaceRule{
 		kind: specs.UTSNamespace, file: "uts",
 		absent: "bulkhead runs containers in a VM, which cannot share the host's UTS namespace; do without --uts=host",
 	},
-	{kind: specs.UserNamespace, file: "user", never: noUserNamespace},
+	{kind: specs.UserNamespace, file: "user", guest: true},
 	// An absent cgroup namespace is the guest's, and shows nothing of the host's.
 	{kind: specs.CgroupNamespace, file: "cgroup"},
-	{kind: specs.TimeNamespace, file: "time", never: "time namespaces are not supported: the virtual machine keeps the host's time"},
+	{kind: specs.TimeNamespace, file: "time", guest: true},
 }
 
 // Namespaces are the types that "features" reports.
 func Namespaces() []string {
 	var names []string
 	for _, rule := range namespaceRules {
-		if rule.never == "" {
-			names = append(names, string(rule.kind))
-		}
+		names = append(names, string(rule.kind))
 	}
 	slices.Sort(names)
 	return names
+}
+
+// InGuestOnly tells whether namespaces of a type exist in the guest alone.
+func InGuestOnly(kind specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(namespaceRules, func(r namespaceRule) bool { return r.kind == kind && r.guest })
 }
 
 func checkNamespaces(linux *specs.Linux) error {
@@ -86,11 +89,9 @@ func checkNamespaces(linux *specs.Linux) error {
 	for _, rule := range namespaceRules {
 		ns, ok := given[rule.kind]
 		switch {
-		case !ok && rule.never == "" && rule.absent != "":
+		case !ok && rule.absent != "":
 			deny(rule.kind, rule.absent)
 		case !ok:
-		case rule.never != "":
-			deny(rule.kind, rule.never)
 		case ns.Path == "":
 		case rule.joined != "":
 			deny(rule.kind, fmt.Sprintf("cannot join %q: %s", ns.Path, rule.joined))
@@ -98,7 +99,62 @@ func checkNamespaces(linux *specs.Linux) error {
 			deny(rule.kind, fmt.Sprintf("%q is not an absolute path", ns.Path))
 		}
 	}
+	user, hasUser := given[specs.UserNamespace]
+	timens, hasTime := given[specs.TimeNamespace]
+	errs = append(errs, checkMappings("linux.uidMappings", linux.UIDMappings, hasUser, user.Path != ""))
+	errs = append(errs, checkMappings("linux.gidMappings", linux.GIDMappings, hasUser, user.Path != ""))
+	switch {
+	case len(linux.TimeOffsets) == 0:
+	case !hasTime:
+		errs = append(errs, refuse("linux.timeOffsets", "they need a time namespace in linux.namespaces"))
+	case timens.Path != "":
+		errs = append(errs, refuse("linux.timeOffsets", "the time namespace that is joined by path has its own"))
+	default:
+		for clock := range linux.TimeOffsets {
+			if clock != "monotonic" && clock != "boottime" {
+				errs = append(errs, refuse("linux.timeOffsets", fmt.Sprintf("unknown clock %q: monotonic and boottime can be set", clock)))
+			}
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// maxMappings is how many lines the kernel takes (user_namespaces(7)).
+const maxMappings = 340
+
+// checkMappings holds the mappings of one kind of ids against what the guest's kernel will take.
+func checkMappings(property string, mappings []specs.LinuxIDMapping, user, joined bool) error {
+	switch {
+	case !user && len(mappings) > 0:
+		return refuse(property, "they need a user namespace in linux.namespaces")
+	case !user || joined: // a namespace that is joined has its own; the guest compares
+		return nil
+	case len(mappings) > maxMappings:
+		return refuse(property, fmt.Sprintf("%d mappings, and the kernel takes %d", len(mappings), maxMappings))
+	}
+	root := false
+	for i, m := range mappings {
+		if m.Size == 0 {
+			return refuse(property, fmt.Sprintf("mapping %d has the size 0", i))
+		}
+		if uint64(m.ContainerID)+uint64(m.Size) > 1<<32 || uint64(m.HostID)+uint64(m.Size) > 1<<32 {
+			return refuse(property, fmt.Sprintf("mapping %d ends beyond the highest id", i))
+		}
+		root = root || m.ContainerID == 0
+		for _, o := range mappings[:i] {
+			if overlap(m.ContainerID, o.ContainerID, m.Size, o.Size) || overlap(m.HostID, o.HostID, m.Size, o.Size) {
+				return refuse(property, fmt.Sprintf("mapping %d overlaps another one", i))
+			}
+		}
+	}
+	if !root {
+		return refuse(property, "a user namespace needs mappings, and among them one of the container's id 0, which sets the container up")
+	}
+	return nil
+}
+
+func overlap(a, b, sizeA, sizeB uint32) bool {
+	return uint64(a) < uint64(b)+uint64(sizeB) && uint64(b) < uint64(a)+uint64(sizeA)
 }
 
 // Joined is a namespace that the bundle gives by path: what it is, is told by
@@ -143,11 +199,16 @@ func joined(linux *specs.Linux) ([]Joined, error) {
 			deny(fmt.Sprintf("%q cannot be joined: %v", ns.Path, err))
 			continue
 		}
-		if own.Dev == other.Dev && own.Ino == other.Ino {
+		pid := processOf(ns.Path, rule.file)
+		if rule.guest && pid == 0 {
+			deny(fmt.Sprintf("%q cannot be joined: on the host no file stands for it; give /proc/<pid>/ns/%s of the container's process", ns.Path, rule.file))
+			continue
+		}
+		if !rule.guest && own.Dev == other.Dev && own.Ino == other.Ino {
 			deny(fmt.Sprintf("%q is the host's own: %s", ns.Path, cmp.Or(rule.absent, "leave it out, and the container has the virtual machine's")))
 			continue
 		}
-		found = append(found, Joined{Type: string(ns.Type), Path: ns.Path, Device: other.Dev, Inode: other.Ino, PID: processOf(ns.Path, rule.file)})
+		found = append(found, Joined{Type: string(ns.Type), Path: ns.Path, Device: other.Dev, Inode: other.Ino, PID: pid})
 	}
 	return found, errors.Join(errs...)
 }

@@ -35,7 +35,7 @@ func refusedIf(asks func(reflect.Value) bool, reason string) verdict {
 
 // The reasons that several properties share.
 const (
-	noUserNamespace = "user namespaces and id mappings are not supported yet: root in the container is already root of its own virtual machine only"
+	noUserNamespace = "id-mapped mounts are not supported yet: in user namespaces, too, files have the owners that they have on the host"
 	noOtherPlatform = "it belongs to another platform than Linux"
 	noAppArmor      = "the virtual machine's kernel has no AppArmor: the machine is the confinement, and SELinux labels confine within it"
 )
@@ -87,8 +87,8 @@ var properties = map[string]verdict{
 	"hooks.poststart":       checked,
 	"hooks.poststop":        checked,
 
-	"linux.uidMappings":       refused(noUserNamespace),
-	"linux.gidMappings":       refused(noUserNamespace),
+	"linux.uidMappings":       checked, // namespaces.go
+	"linux.gidMappings":       checked,
 	"linux.sysctl":            carried,
 	"linux.cgroupsPath":       checked, // linux.go
 	"linux.namespaces":        checked, // namespaces.go
@@ -101,7 +101,7 @@ var properties = map[string]verdict{
 	"linux.intelRdt":          refused("cache and memory bandwidth allocation is the host processor's and is not passed into virtual machines"),
 	"linux.memoryPolicy":      refused("the virtual machine has one memory node, so there is no policy to choose"),
 	"linux.personality":       refused("execution domains are not supported: the virtual machine runs 64-bit Linux"),
-	"linux.timeOffsets":       refused("time namespaces are not supported: the virtual machine keeps the host's time"),
+	"linux.timeOffsets":       checked, // namespaces.go
 
 	"linux.seccomp.defaultAction":    checked, // seccomp.go
 	"linux.seccomp.defaultErrnoRet":  carried,

@@ -80,16 +80,28 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		{"linux.namespaces: mount", "host's mount", host(specs.MountNamespace)},
 		{"linux.namespaces: pid", "is the host's own", namespace(specs.PIDNamespace, "/proc/self/ns/pid")},
 		{"linux.namespaces: mount", "root file system of its own", namespace(specs.MountNamespace, "/proc/1/ns/mnt")},
-		{"linux.namespaces: user", "user namespaces", namespace(specs.UserNamespace, "")},
-		{"linux.namespaces: time", "time namespaces", namespace(specs.TimeNamespace, "")},
+		{"linux.namespaces: user", "no file stands for it", namespace(specs.UserNamespace, "/proc/self/ns/user")},
+		{"linux.uidMappings", "the container's id 0", namespace(specs.UserNamespace, "")},
+		{"linux.gidMappings", "overlaps", func(s *specs.Spec) {
+			namespace(specs.UserNamespace, "")(s)
+			s.Linux.UIDMappings, s.Linux.GIDMappings = mapping, []specs.LinuxIDMapping{{HostID: 5, Size: 10}, {ContainerID: 10, HostID: 14, Size: 1}}
+		}},
+		{"linux.uidMappings", "size 0", func(s *specs.Spec) {
+			namespace(specs.UserNamespace, "")(s)
+			s.Linux.UIDMappings, s.Linux.GIDMappings = []specs.LinuxIDMapping{{}}, mapping
+		}},
 		{"linux.namespaces: tomorrow", "unknown type", namespace("tomorrow", "")},
 		{"linux.namespaces: pid", "twice", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace})
 		}},
-		{"linux.uidMappings", "user namespaces", func(s *specs.Spec) { s.Linux.UIDMappings = mapping }},
-		{"linux.gidMappings", "user namespaces", func(s *specs.Spec) { s.Linux.GIDMappings = mapping }},
+		{"linux.uidMappings", "need a user namespace", func(s *specs.Spec) { s.Linux.UIDMappings = mapping }},
+		{"linux.gidMappings", "need a user namespace", func(s *specs.Spec) { s.Linux.GIDMappings = mapping }},
 		{"mounts[].uidMappings", "user namespaces", func(s *specs.Spec) { s.Mounts[7].UIDMappings = mapping }},
-		{"linux.timeOffsets", "time namespaces", func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1}} }},
+		{"linux.timeOffsets", "need a time namespace", func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1}} }},
+		{"linux.timeOffsets", "unknown clock", func(s *specs.Spec) {
+			namespace(specs.TimeNamespace, "")(s)
+			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"realtime": {Secs: 1}}
+		}},
 		{"linux.intelRdt", "cache", func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} }},
 		{"linux.memoryPolicy", "one memory node", func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} }},
 		{"linux.personality", "execution domains", func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32} }},

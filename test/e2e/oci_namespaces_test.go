@@ -4,12 +4,16 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // joining makes spec join namespaces of a process, as engines write it.
@@ -93,4 +97,64 @@ func TestOCIContainersShareNamespacesInOneVM(t *testing.T) {
 
 	o.fails(1, "it is gone", "create", "--bundle", o.bundle(joining(newSpec("true"), first.PID, specs.IPCNamespace)), newID("bad"))
 	o.fails(1, "is the host's own", "create", "--bundle", o.bundle(joining(newSpec("true"), os.Getpid(), specs.UTSNamespace)), newID("bad"))
+}
+
+// TestOCIUserAndTimeNamespaces: the bundle is as Docker makes it with userns-remap and Podman
+// with --userns=auto: its files belong to the mapped ids.
+func TestOCIUserAndTimeNamespaces(t *testing.T) {
+	o := newOCI(t, sharedHost(t))
+	const base = 100000
+	volume := t.TempDir()
+	mapped := func(args ...string) (*specs.Spec, string) {
+		spec := newSpec(args...)
+		mappings := []specs.LinuxIDMapping{{ContainerID: 0, HostID: base, Size: 65536}}
+		spec.Linux.UIDMappings, spec.Linux.GIDMappings = mappings, mappings
+		spec.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1000000}}
+		spec.Linux.Namespaces = append(spec.Linux.Namespaces,
+			specs.LinuxNamespace{Type: specs.UserNamespace}, specs.LinuxNamespace{Type: specs.TimeNamespace}, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+		spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "81"}
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/mnt", Type: "bind", Source: volume, Options: []string{"rbind"}},
+			specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro"}},
+			specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue"})
+		bundle := o.bundle(spec)
+		give := func(path string, info os.FileInfo, err error) error {
+			if err != nil {
+				return err
+			}
+			if info.Sys().(*syscall.Stat_t).Uid >= base {
+				return nil
+			}
+			return os.Lchown(path, base, base)
+		}
+		if err := errors.Join(filepath.Walk(filepath.Join(bundle, "rootfs"), give), filepath.Walk(volume, give)); err != nil {
+			t.Fatal(err)
+		}
+		return spec, bundle
+	}
+	id := newID("mapped")
+	_, bundle := mapped("sh", "-c", `cat /proc/self/uid_map; stat -c '%u:%g' /bin/busybox /mnt; touch /made /mnt/made; chown 5:6 /mnt/made; `+
+		`echo again > /dev/stdout; test $(cut -d. -f1 /proc/uptime) -gt 1000000 && echo long ago; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; ls /sys/class/net; exec sleep 1000`)
+	m := o.createIn(id, bundle)
+	o.do("start", id)
+	until(t, m, "lo\n")
+	expect(t, "what it says", strings.Join(strings.Fields(m.Stdout.String()), " "), "0 100000 65536 0:0 0:0 again long ago 81 lo")
+	expect(t, "what an exec of another user says", o.do("exec", "--user", "1000:2000", id, "sh", "-c", "id -u; id -g; echo of 1000 > /tmp/exec; echo again > /dev/stdout"), "1000\n2000\nagain\n")
+	for path, owner := range map[string]uint32{filepath.Join(bundle, "rootfs/made"): 0, filepath.Join(volume, "made"): 5, filepath.Join(bundle, "rootfs/tmp/exec"): 1000} {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil || st.Uid != base+owner {
+			t.Errorf("on the host %s belongs to %d, %v", path, st.Uid, err)
+		}
+	}
+
+	// Another container in the same user and time namespaces, named by the first one's process.
+	joined := newID("joined")
+	spec, _ := mapped("sh", "-c", `cat /proc/self/uid_map; stat -c '%u:%g' /mnt/made; test $(cut -d. -f1 /proc/uptime) -gt 1000000 && echo long ago; readlink /proc/self/ns/user; readlink /proc/self/ns/net`)
+	spec.Linux.TimeOffsets = nil
+	joining(spec, m.PID, specs.UserNamespace, specs.TimeNamespace, specs.NetworkNamespace)
+	bundle = o.bundle(spec)
+	other := o.createIn(joined, bundle)
+	o.do("start", joined)
+	exits(t, other, 0)
+	want := "0 100000 65536 5:6 long ago " + strings.Join(strings.Fields(o.do("exec", id, "sh", "-c", "readlink /proc/self/ns/user; readlink /proc/self/ns/net")), " ")
+	expect(t, "what the other says", strings.Join(strings.Fields(wholeOutput(t, other)), " "), want)
 }
