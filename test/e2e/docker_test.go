@@ -6,7 +6,6 @@ package e2e
 import (
 	"fmt"
 	"io"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -26,30 +25,24 @@ func newDocker(t *testing.T) dockerUser {
 	return dockerUser{t, dockerEngine(t)}
 }
 
+func (d dockerUser) client() client { return client{d.t, d.engine.Args, d.engine.Env()} }
+
 // tryFor runs a Docker command, whatever its code.
 func (d dockerUser) tryFor(limit time.Duration, stdin io.Reader, args ...string) host.Result {
 	d.t.Helper()
-	r, err := d.engine.Docker(within(d.t, limit), stdin, args...)
-	if err != nil {
-		d.t.Fatalf("docker %s: %v\nstdout: %.2000s\nstderr: %s", strings.Join(args, " "), err, r.Stdout, r.Stderr)
-	}
-	return r
+	return d.client().tryFor(limit, stdin, args...)
 }
 
 func (d dockerUser) try(args ...string) host.Result {
 	d.t.Helper()
-	return d.tryFor(launchTime, nil, args...)
+	return d.client().try(args...)
 }
 
 // do runs a Docker command that must succeed and gives what it printed, without
 // the last newline.
 func (d dockerUser) do(args ...string) string {
 	d.t.Helper()
-	r := d.try(args...)
-	if r.Code != 0 {
-		d.t.Fatalf("docker %s ended with %d\nstdout: %.2000s\nstderr: %s", strings.Join(args, " "), r.Code, r.Stdout, r.Stderr)
-	}
-	return strings.TrimSuffix(r.Stdout, "\n")
+	return d.client().do(args...)
 }
 
 // runArgs are the arguments of a run with the runtime under test.
@@ -84,13 +77,7 @@ func (d dockerUser) launch(options []string, command ...string) string {
 
 // remove is "docker rm -f" for the end of a test, when its context is over.
 func (d dockerUser) remove(name string) {
-	cmd := exec.Command(d.engine.Args()[0], "rm", "-f", "-v", name)
-	cmd.Env = append(cmd.Environ(), d.engine.Env()...)
-	timer := time.AfterFunc(commandTime, func() { _ = cmd.Process.Kill() })
-	defer timer.Stop()
-	if out, err := cmd.CombinedOutput(); err != nil && !strings.Contains(string(out), "No such container") {
-		d.t.Errorf("docker rm -f %s: %v: %s", name, err, out)
-	}
+	d.client().cleanUp(opts("No such container"), "rm", "-f", "-v", name)
 }
 
 // inspect gives a field of a container.

@@ -26,19 +26,24 @@ type terminal struct {
 
 func (d dockerUser) terminal(rows, columns uint16, args ...string) *terminal {
 	d.t.Helper()
-	argv := d.engine.Args(args...)
-	cmd := exec.CommandContext(within(d.t, launchTime), argv[0], argv[1:]...)
-	cmd.Env = append(cmd.Environ(), d.engine.Env()...)
+	return d.client().terminal(rows, columns, args...)
+}
+
+func (c client) terminal(rows, columns uint16, args ...string) *terminal {
+	c.t.Helper()
+	argv := c.argv(args...)
+	cmd := exec.CommandContext(within(c.t, launchTime), argv[0], argv[1:]...)
+	cmd.Env = append(cmd.Environ(), c.env...)
 	master, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: rows, Cols: columns})
 	if err != nil {
-		d.t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	tt := &terminal{t: d.t, master: master, cmd: cmd, screen: host.NewOutput(), ended: make(chan error, 1)}
+	tt := &terminal{t: c.t, master: master, cmd: cmd, screen: host.NewOutput(), ended: make(chan error, 1)}
 	go func() {
 		_, _ = io.Copy(tt.screen, master) // EIO is how a terminal ends
 		tt.ended <- cmd.Wait()
 	}()
-	d.t.Cleanup(func() { master.Close() })
+	c.t.Cleanup(func() { master.Close() })
 	return tt
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -37,6 +38,8 @@ var started struct {
 	mu     sync.Mutex // guards the rest
 	host   *host.Host
 	engine *engine.Engine
+	ctr    *engine.Ctr
+	podman *engine.Podman
 }
 
 func TestMain(m *testing.M) {
@@ -96,6 +99,9 @@ func tearDown() error {
 	started.mu.Lock()
 	defer started.mu.Unlock()
 	var errs []error
+	if started.podman != nil {
+		errs = append(errs, started.podman.Stop())
+	}
 	if started.engine != nil {
 		errs = append(errs, started.engine.Stop())
 	}
@@ -130,15 +136,19 @@ func sharedHostLocked(t *testing.T) *host.Host {
 	return started.host
 }
 
-// docker is the Docker that tests use, with the product below it.
+// dockerEngine is the Docker that tests use, with the product below it.
 func dockerEngine(t *testing.T) *engine.Engine {
 	t.Helper()
 	started.mu.Lock()
 	defer started.mu.Unlock()
+	return dockerEngineLocked(t)
+}
+
+func dockerEngineLocked(t *testing.T) *engine.Engine {
+	t.Helper()
 	runtimes := map[string]engine.Runtime{}
 	if !reference() {
-		h := sharedHostLocked(t)
-		runtimes[product] = engine.Runtime{Path: h.Binary("bulkhead"), Args: []string{"--config", h.Config}}
+		runtimes[product] = runtimeProgramLocked(t)
 	}
 	if started.engine == nil {
 		e, err := engine.Start(t.Context(), ground, runtimes)
@@ -149,6 +159,52 @@ func dockerEngine(t *testing.T) *engine.Engine {
 	}
 	logOnFailure(t, started.engine.Logs()...)
 	return started.engine
+}
+
+// runtimeProgramLocked is the runtime under test, with the daemon it needs.
+func runtimeProgramLocked(t *testing.T) engine.Runtime {
+	t.Helper()
+	if !reference() {
+		h := sharedHostLocked(t)
+		return engine.Runtime{Path: h.Binary("bulkhead"), Args: []string{"--config", h.Config}}
+	}
+	path, err := exec.LookPath(runtimeUnderTest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return engine.Runtime{Path: path}
+}
+
+// ctrClient is containerd's client below the same containerd as Docker's.
+func ctrClient(t *testing.T) *engine.Ctr {
+	t.Helper()
+	started.mu.Lock()
+	defer started.mu.Unlock()
+	runtime, e := runtimeProgramLocked(t), dockerEngineLocked(t)
+	if started.ctr == nil {
+		c, err := e.NewCtr(within(t, commandTime), runtime)
+		if err != nil {
+			t.Fatal(err)
+		}
+		started.ctr = c
+	}
+	return started.ctr
+}
+
+// podmanEngine is the Podman that tests use.
+func podmanEngine(t *testing.T) *engine.Podman {
+	t.Helper()
+	started.mu.Lock()
+	defer started.mu.Unlock()
+	runtime := runtimeProgramLocked(t)
+	if started.podman == nil {
+		p, err := engine.NewPodman(within(t, commandTime), ground, runtimeUnderTest(), runtime)
+		if err != nil {
+			t.Fatal(err)
+		}
+		started.podman = p
+	}
+	return started.podman
 }
 
 // needsProduct skips what is not asked of a reference runtime.

@@ -1,8 +1,9 @@
 // Copyright the Bulkhead authors.
 // SPDX-License-Identifier: Apache-2.0
 
-// Package engine gives end-to-end tests a containerd and a dockerd of their own,
-// which know the runtimes under test and touch no network.
+// Package engine gives end-to-end tests engines of their own, which know the
+// runtimes under test and touch no network: a containerd with its ctr, a dockerd
+// upon it, and a podman.
 //
 // It may import test/e2e/host and nothing of the product. The invariant: nothing
 // of an engine that the machine may already have is used or changed.
@@ -80,7 +81,7 @@ func Start(ctx context.Context, g *host.Ground, runtimes map[string]Runtime) (_ 
 			err = errors.Join(err, e.Stop())
 		}
 	}()
-	address := filepath.Join(e.dir, "containerd.sock")
+	address := e.containerdAddress()
 	config := filepath.Join(e.dir, "containerd.toml")
 	text := fmt.Sprintf(containerdConfig, filepath.Join(g.Data, "containerd"), filepath.Join(e.dir, "containerd"), address)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
@@ -125,6 +126,8 @@ func (e *Engine) importImage(ctx context.Context) error {
 
 func (e *Engine) address() string { return "unix://" + filepath.Join(e.dir, "docker.sock") }
 
+func (e *Engine) containerdAddress() string { return filepath.Join(e.dir, "containerd.sock") }
+
 // Env is the environment in which a Docker client meets this engine.
 func (e *Engine) Env() []string {
 	return []string{"DOCKER_HOST=" + e.address(), "DOCKER_CONFIG=" + filepath.Join(e.dir, "client")}
@@ -150,9 +153,9 @@ func (e *Engine) Stop() error {
 		errs = append(errs, e.removeAll(ctx), e.dockerd.Stop())
 	}
 	if e.containerd != nil {
-		errs = append(errs, e.containerd.Stop())
+		errs = append(errs, e.removeTasks(ctx), e.containerd.Stop())
 	}
-	errs = append(errs, e.releaseHostNamespace(), e.removeCgroups())
+	errs = append(errs, e.releaseHostNamespace(), removeCgroups(e.ground.Token), removeCgroups(e.ctrParent()))
 	return errors.Join(errs...)
 }
 
@@ -188,15 +191,15 @@ func (e *Engine) removeAll(ctx context.Context) error {
 	return nil
 }
 
-// removeCgroups removes the parent of the containers' cgroups, which Docker
-// leaves to whoever named it. Children are the runtime's to remove.
-func (e *Engine) removeCgroups() error {
-	parents, err := filepath.Glob("/sys/fs/cgroup/*/" + e.ground.Token)
+// removeCgroups removes the parent of the containers' cgroups, which engines
+// leave to whoever named it. Children are the runtime's to remove.
+func removeCgroups(parent string) error {
+	parents, err := filepath.Glob("/sys/fs/cgroup/*/" + parent)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, path := range append(parents, "/sys/fs/cgroup/"+e.ground.Token) {
+	for _, path := range append(parents, "/sys/fs/cgroup/"+parent) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}

@@ -1,0 +1,134 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"bulkhead/test/e2e/host"
+)
+
+const podmanPath = "/usr/bin/podman"
+
+// PodmanImage is the one image of Podman, by its full name: short ones are looked
+// up in files of the machine.
+const PodmanImage = "localhost/" + Image
+
+// Podman is podman and conmon with storage, state and configuration of their
+// own. There is no daemon.
+type Podman struct {
+	dir, data string
+	ground    *host.Ground
+}
+
+// containersConf leaves the machine's defaults out: locks in /dev/shm, the
+// journal, and limits that a container of tests may not be allowed to raise.
+// static_dir is where podman's cleanup, which conmon starts with --root, looks.
+const containersConf = `[containers]
+netns = "none"
+log_driver = "k8s-file"
+default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
+[network]
+network_config_dir = %[1]q
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+lock_type = "file"
+conmon_path = ["/usr/bin/conmon"]
+tmp_dir = %[2]q
+static_dir = %[3]q
+volume_path = %[4]q
+runtime = %[5]q
+runtime_supports_json = ["crun", "runc", %[5]q]
+[engine.runtimes]
+%[5]s = [%[6]q]
+`
+
+const storageConf = `[storage]
+driver = "overlay"
+runroot = %q
+graphroot = %q
+`
+
+// NewPodman makes the configuration, with a runtime as the default one, and
+// imports the image.
+func NewPodman(ctx context.Context, g *host.Ground, name string, r Runtime) (_ *Podman, err error) {
+	p := &Podman{dir: filepath.Join(g.Dir, "podman"), data: filepath.Join(g.Data, "podman"), ground: g}
+	for _, dir := range []string{p.dir, p.data} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return nil, err
+		}
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.Stop())
+		}
+	}()
+	runtime := filepath.Join(p.dir, name)
+	conf := fmt.Sprintf(containersConf, filepath.Join(p.dir, "networks"), filepath.Join(p.dir, "libpod"),
+		filepath.Join(p.storage(), "libpod"), filepath.Join(p.storage(), "volumes"), name, runtime)
+	storage := fmt.Sprintf(storageConf, filepath.Join(p.dir, "run"), p.storage())
+	if err := errors.Join(
+		writeWrapper(runtime, r),
+		os.WriteFile(p.conf(), []byte(conf), 0o600),
+		os.WriteFile(p.storageConf(), []byte(storage), 0o600),
+	); err != nil {
+		return nil, err
+	}
+	archive, into := io.Pipe()
+	go func() { into.CloseWithError(host.RootfsTar(into)) }() // ends when the reader has closed
+	defer archive.Close()
+	err = succeed(p.Podman(ctx, archive, "import", "--quiet", "--change", "ENV PATH=/bin", "--change", `CMD ["sh"]`, "-", PodmanImage))
+	if err != nil {
+		return nil, fmt.Errorf("is the Debian package podman installed? %w", err)
+	}
+	return p, nil
+}
+
+func (p *Podman) conf() string        { return filepath.Join(p.dir, "containers.conf") }
+func (p *Podman) storage() string     { return filepath.Join(p.data, "storage") }
+func (p *Podman) storageConf() string { return filepath.Join(p.dir, "storage.conf") }
+
+// Env is the environment in which podman keeps to its own.
+func (p *Podman) Env() []string {
+	return []string{"CONTAINERS_CONF=" + p.conf(), "CONTAINERS_STORAGE_CONF=" + p.storageConf(), "XDG_RUNTIME_DIR="}
+}
+
+// Args is the command line of a podman command.
+func (p *Podman) Args(args ...string) []string { return append([]string{podmanPath}, args...) }
+
+// CgroupParent is to be given to "run", "create" and "pod create" with
+// --cgroup-parent.
+func (p *Podman) CgroupParent() string { return "/" + p.parent() }
+
+func (p *Podman) parent() string { return p.ground.Token + "-podman" }
+
+// Podman runs a podman command to its end.
+func (p *Podman) Podman(ctx context.Context, stdin io.Reader, args ...string) (host.Result, error) {
+	return host.Run(ctx, stdin, p.Env(), p.Args(args...)...)
+}
+
+// Stop removes the containers and pods, which must work, and what podman leaves
+// of its storage.
+func (p *Podman) Stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	errs := []error{
+		succeed(p.Podman(ctx, nil, "pod", "rm", "--all", "--force", "--time", "0")),
+		succeed(p.Podman(ctx, nil, "rm", "--all", "--force", "--time", "0")),
+	}
+	// The overlay driver binds its directory to itself and leaves that.
+	err := unix.Unmount(filepath.Join(p.storage(), "overlay"), unix.MNT_DETACH)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		errs = append(errs, fmt.Errorf("unmount podman's storage: %w", err))
+	}
+	return errors.Join(append(errs, removeCgroups(p.parent()+"/conmon"), removeCgroups(p.parent()))...)
+}
