@@ -28,7 +28,10 @@ type loop struct {
 // returns the exit code.
 func (r *relay) run() int {
 	l := &loop{relay: r, pidfd: -1}
-	r.catchSignals()
+	if err := r.catchSignals(); err != nil {
+		_ = transmit(r.control, []byte(err.Error()))
+		return codeNoStart
+	}
 	go r.sendLoop()
 	go r.readInput()
 	go r.writeOutput(0)
@@ -51,12 +54,13 @@ func (l *loop) wait() {
 	l.mu.Lock()
 	conn, warm := l.conn, l.warm
 	l.mu.Unlock()
-	fds := [5]unix.PollFd{
+	fds := [6]unix.PollFd{
 		{Fd: int32(l.wakeMain), Events: unix.POLLIN},
 		{Fd: int32(l.listener), Events: unix.POLLIN},
 		{Fd: int32(l.control), Events: unix.POLLIN},
 		{Fd: int32(l.pidfd), Events: unix.POLLIN},
 		{Fd: int32(conn), Events: unix.POLLIN},
+		{Fd: int32(l.runtimeSignals), Events: unix.POLLIN},
 	}
 	if l.vmDead {
 		fds[3].Fd = -1
@@ -78,6 +82,9 @@ func (l *loop) wait() {
 	if fds[0].Revents != 0 {
 		var b [8]byte
 		_, _ = unix.Read(l.wakeMain, b[:])
+	}
+	if fds[5].Revents != 0 {
+		l.readRuntimeSignals()
 	}
 	if fds[4].Revents != 0 {
 		l.fromWorker(conn)

@@ -47,6 +47,8 @@ type relay struct {
 	wakeMain int // eventfd: the main loop must look at the state
 	wakeIn   int // eventfd: the stdin reader must look at the state
 
+	runtimeSignals int // pipe of the raw signal handler; -1: none
+
 	mu       sync.Mutex // guards all below
 	sendable sync.Cond  // something to send, or a connection
 	unsent   sync.Cond  // the sender has left the connection

@@ -56,30 +56,43 @@ func (q *signalQueue) acknowledge(seq uint64) {
 
 func (q *signalQueue) rewind() { q.sent = 0 }
 
-// catchSignals forwards what is sent to this process, save SIGPIPE and SIGURG,
-// which our own writes and the Go runtime raise, and those that the runtime
-// does not give away (see ignoreRuntimeSignals).
-func (r *relay) catchSignals() {
+// catchSignals forwards what is sent to this process: by os/signal, and from
+// a pipe those that it does not give away (see takeRuntimeSignals).
+func (r *relay) catchSignals() (err error) {
 	got := make(chan os.Signal, maxSignals)
 	signal.Notify(got)
-	ignoreRuntimeSignals()
+	if r.runtimeSignals, err = takeRuntimeSignals(); err != nil {
+		return err
+	}
 	go func() {
 		for s := range got {
-			if n, ok := s.(syscall.Signal); ok {
+			n, ok := s.(syscall.Signal)
+			switch {
+			case !ok, n == unix.SIGPIPE, n == unix.SIGURG: // of our own writes, and of the runtime
+			case n == unix.SIGCHLD:
+				reap()
+			default:
 				r.caught(n)
 			}
 		}
 	}()
+	return nil
+}
+
+// readRuntimeSignals takes what the raw handler has written.
+func (r *relay) readRuntimeSignals() {
+	var b [64]byte
+	n, _ := unix.Read(r.runtimeSignals, b[:]) // with more in the pipe, the main loop comes again
+	for _, s := range b[:max(n, 0)] {
+		if s == childEnded {
+			reap()
+		} else {
+			r.caught(syscall.Signal(s))
+		}
+	}
 }
 
 func (r *relay) caught(n syscall.Signal) {
-	switch n {
-	case unix.SIGCHLD:
-		reap()
-		return
-	case unix.SIGPIPE, unix.SIGURG:
-		return
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.setup.Terminal {

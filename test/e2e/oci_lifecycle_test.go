@@ -93,7 +93,7 @@ func TestOCIRunOfATerminalEndsWithItsInput(t *testing.T) {
 
 func TestOCIKill(t *testing.T) {
 	o := newOCI(t, sharedHost(t))
-	const script = `trap 'echo got usr1' USR1; trap 'echo got term; exit 43' TERM; echo ready; while :; do sleep 0.1; done`
+	const script = `for n in 13 23 27 34 64; do trap "echo got $n" $n; done; trap 'echo got usr1' USR1; trap 'echo got term; exit 43' TERM; echo ready; while :; do sleep 0.1; done`
 	t.Run("by name, number and on the host's process", func(t *testing.T) {
 		o := ociUser{t, o.host, o.root, t.TempDir()}
 		id := newID("kill")
@@ -108,6 +108,27 @@ func TestOCIKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		until(t, m, "got usr1\ngot usr1\ngot usr1\n")
+		for i, n := range []int{13, 23, 27, 34, 64} { // the first three are the Go runtime's
+			if err := unix.Kill(m.PID, unix.Signal(n)); err != nil {
+				t.Fatal(err)
+			}
+			until(t, m, fmt.Sprintf("got %d\n", n))
+			if i%2 == 0 {
+				o.do("kill", id, strconv.Itoa(n))
+				until(t, m, fmt.Sprintf("got %d\ngot %d\n", n, n))
+			}
+		}
+		// What a paused container is sent waits for it.
+		o.do("pause", id)
+		o.do("kill", id, "RTMIN")
+		o.do("kill", "--all", id, "USR1")
+		expect(t, "the status", o.status(id), "paused")
+		o.fails(1, "cannot delete container "+id+" that is not stopped: paused", "delete", id)
+		if strings.HasSuffix(m.Stdout.String(), "got usr1\n") {
+			t.Error("a paused container obeyed a signal")
+		}
+		o.do("resume", id)
+		until(t, m, "got usr1\ngot 34\n")
 		o.do("kill", id) // TERM
 		exits(t, m, 43)
 	})
