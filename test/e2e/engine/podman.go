@@ -132,3 +132,7 @@ func (p *Podman) Stop() error {
 	}
 	return errors.Join(append(errs, removeCgroups(p.parent()+"/conmon"), removeCgroups(p.parent()))...)
 }
+
+// RemovePodCgroup removes what podman leaves of a pod's cgroup: it removes it from the
+// hierarchies in which it sets limits alone, whatever the runtime.
+func (p *Podman) RemovePodCgroup(id string) error { return removeCgroups(p.parent() + "/" + id) }
