@@ -49,7 +49,7 @@ func newFeatures(selinux bool) *features.Features {
 				Actions:        bundle.SeccompActions(),
 				Operators:      bundle.SeccompOperators(),
 				Archs:          bundle.SeccompArchs(),
-				KnownFlags:     bundle.SeccompFlags(),
+				KnownFlags:     bundle.KnownSeccompFlags(),
 				SupportedFlags: bundle.SeccompFlags(),
 			},
 			Apparmor: &features.Apparmor{Enabled: claim(bundle.Carried("process.apparmorProfile"))},

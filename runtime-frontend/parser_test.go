@@ -82,6 +82,19 @@ func TestExecPassesArgumentsUntouched(t *testing.T) {
 	if strings.Contains(text, "noNewPrivileges") {
 		t.Errorf("--no-new-privs=false did not reach the process: %s", text)
 	}
+	h.run("exec", "--no-new-privs", "--apparmor", "docker-default", "--process-label", "system_u:system_r:container_t:s0", "--ignore-paused", "-u", "7", "c1", "id").succeeds(t)
+	text = h.execs[1].GetProcess()
+	for _, part := range []string{`"noNewPrivileges":true`, `"selinuxLabel":"system_u:system_r:container_t:s0"`, `"uid":7,"gid":0`} {
+		if !strings.Contains(text, part) {
+			t.Errorf("%s lacks %s", text, part)
+		}
+	}
+	if !h.execs[1].GetIgnorePaused() {
+		t.Error("--ignore-paused did not reach the worker")
+	}
+	h.run("exec", "--apparmor", "mine", "c1", "id").fails(t, 255, "process.apparmorProfile")
+	h.run("exec", "-p", "/nonexistent", "-e", "A=b", "c1").fails(t, 255, "--env beside --process")
+	h.run("exec", "-p", "/nonexistent", "c1", "id").fails(t, 255, `"id" beside --process`)
 }
 
 func TestWrongCommandLines(t *testing.T) {

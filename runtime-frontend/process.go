@@ -26,6 +26,9 @@ func execProcess(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef) (
 		return nil, err
 	}
 	if path := inv.String("process"); path != "" {
+		if err := alone(inv); err != nil {
+			return nil, err
+		}
 		text, err := os.ReadFile(path)
 		if err != nil {
 			return nil, fmt.Errorf("reading the process: %w", err)
@@ -74,6 +77,20 @@ func execProcess(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef) (
 		process.User.AdditionalGids = append(process.User.AdditionalGids, uint32(gid))
 	}
 	return bundle.ProcessForGuest(process, opts)
+}
+
+// alone refuses what a --process file says already, and what would be dropped beside it. --tty is what conmon adds to
+// a file that says the same.
+func alone(inv *invocation) error {
+	for _, flag := range []string{"env", "user", "additional-gids", "cwd", "process-label", "apparmor", "no-new-privs", "cap"} {
+		if inv.IsSet(flag) {
+			return fmt.Errorf("--%s beside --process: the file says all of the process; write it there", flag)
+		}
+	}
+	if inv.Args().Len() > 1 {
+		return fmt.Errorf("%q beside --process: the file says what to run", inv.Args().Get(1))
+	}
+	return nil
 }
 
 // addCapabilities follows runc: ambient ones need inheritable ones, which

@@ -64,7 +64,6 @@ func (p *process) info() ProcessInfo {
 
 // libcontainerProcess translates the process of the specification.
 func libcontainerProcess(p *specs.Process) (*libcontainer.Process, error) {
-	guestProcess(p)
 	lp := &libcontainer.Process{
 		Args:            p.Args,
 		Env:             p.Env,
@@ -99,7 +98,7 @@ func libcontainerProcess(p *specs.Process) (*libcontainer.Process, error) {
 	if lp.CPUAffinity, err = configs.ConvertCPUAffinity(p.ExecCPUAffinity); err != nil {
 		return nil, fmt.Errorf("%w: process.execCPUAffinity: %w", ErrInvalid, err)
 	}
-	return lp, nil
+	return lp, checkAffinity(lp.CPUAffinity)
 }
 
 // rlimits are the names of getrlimit(2).
@@ -121,6 +120,13 @@ func (c *Container) launch(ctx context.Context, lc *libcontainer.Container, p *p
 		return err
 	}
 	lp.Init = p.execID == ""
+	if !lp.Init {
+		var done func()
+		if lc, done, err = c.withOwn(lc, spec); err != nil {
+			return err
+		}
+		defer done()
+	}
 	streams, err := openEnds(lp, spec)
 	if err != nil {
 		return err

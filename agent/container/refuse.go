@@ -90,7 +90,7 @@ func refuseLinux(l *specs.Linux) error {
 		{l.IntelRdt != nil, "linux.intelRdt", whyHostKernel},
 		{l.MemoryPolicy != nil, "linux.memoryPolicy", "is not supported: the guest has one memory node"},
 		{len(l.NetDevices) > 0, "linux.netDevices", whyHostKernel},
-		{l.Personality != nil && len(l.Personality.Flags) > 0, "linux.personality.flags", "is not supported"},
+		{l.Personality != nil && len(l.Personality.Flags) > 0, "linux.personality.flags", "has no flag that the specification defines"},
 		{l.Seccomp != nil && l.Seccomp.ListenerPath != "", "linux.seccomp.listenerPath", "is not supported: a socket of the host cannot receive the guest's descriptors"},
 		{l.Seccomp != nil && l.Seccomp.ListenerMetadata != "", "linux.seccomp.listenerMetadata", "is not supported"},
 	}); err != nil {

@@ -20,6 +20,8 @@ var parameters = []struct{ path, value string }{
 	{"/sys/kernel/rcu_expedited", "1"},
 	// The largest number of processes is the container's pids limit, not a table of 32768.
 	{"/proc/sys/kernel/pid_max", "4194304"},
+	// The highest limit of open files that can be asked for is what systemd makes it on hosts, where engines run.
+	{"/proc/sys/fs/nr_open", "1073741816"},
 	// Search engines and databases refuse to start below 262144, and a container cannot raise it on other runtimes.
 	{"/proc/sys/vm/max_map_count", "1048576"},
 	// On a big host a program gets the address space it asks for and dies of its memory limit when it fills it; a small

@@ -19,6 +19,7 @@ func checkLinux(spec *specs.Spec) error {
 	return errors.Join(
 		checkNamespaces(spec.Linux),
 		checkSeccomp(spec.Linux.Seccomp),
+		checkPersonality(spec.Linux.Personality),
 		checkDevices(spec.Linux),
 		checkPropagation("linux.rootfsPropagation", spec.Linux.RootfsPropagation),
 		checkGuestPaths("linux.maskedPaths", spec.Linux.MaskedPaths),

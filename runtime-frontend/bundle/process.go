@@ -69,5 +69,5 @@ func checkProcess(p *specs.Process) error {
 		}
 		seen[limit.Type] = true
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, checkScheduling(p))...)
 }

@@ -75,10 +75,10 @@ var properties = map[string]verdict{
 	"process.noNewPrivileges":     carried,
 	"process.apparmorProfile":     refusedIf(foreignAppArmorProfile, "AppArmor profile: "+noAppArmor+"; use --security-opt apparmor=unconfined"),
 	"process.oomScoreAdj":         checked,
-	"process.scheduler":           carried,
+	"process.scheduler":           checked, // scheduling.go
 	"process.selinuxLabel":        checked, // selinux.go
-	"process.ioPriority":          carried,
-	"process.execCPUAffinity":     carried,
+	"process.ioPriority":          checked, // scheduling.go
+	"process.execCPUAffinity":     checked,
 
 	"hooks.prestart":        checked, // hooks.go
 	"hooks.createRuntime":   checked,
@@ -87,28 +87,29 @@ var properties = map[string]verdict{
 	"hooks.poststart":       checked,
 	"hooks.poststop":        checked,
 
-	"linux.uidMappings":       checked, // namespaces.go
-	"linux.gidMappings":       checked,
-	"linux.sysctl":            carried,
-	"linux.cgroupsPath":       checked, // linux.go
-	"linux.namespaces":        checked, // namespaces.go
-	"linux.devices":           checked, // devices.go
-	"linux.netDevices":        refused("moving the host's network devices into a virtual machine is not supported"),
-	"linux.rootfsPropagation": checked, // mounts.go
-	"linux.maskedPaths":       carried,
-	"linux.readonlyPaths":     carried,
-	"linux.mountLabel":        checked, // selinux.go
-	"linux.intelRdt":          refused("cache and memory bandwidth allocation is the host processor's and is not passed into virtual machines"),
-	"linux.memoryPolicy":      refused("the virtual machine has one memory node, so there is no policy to choose"),
-	"linux.personality":       refused("execution domains are not supported: the virtual machine runs 64-bit Linux"),
-	"linux.timeOffsets":       checked, // namespaces.go
+	"linux.uidMappings":        checked, // namespaces.go
+	"linux.gidMappings":        checked,
+	"linux.sysctl":             carried,
+	"linux.cgroupsPath":        checked, // linux.go
+	"linux.namespaces":         checked, // namespaces.go
+	"linux.devices":            checked, // devices.go
+	"linux.netDevices":         refused("moving the host's network devices into a virtual machine is not supported"),
+	"linux.rootfsPropagation":  checked, // mounts.go
+	"linux.maskedPaths":        carried,
+	"linux.readonlyPaths":      carried,
+	"linux.mountLabel":         checked, // selinux.go
+	"linux.intelRdt":           refused("cache and memory bandwidth allocation is the host processor's and is not passed into virtual machines"),
+	"linux.memoryPolicy":       refused("the virtual machine has one memory node, so there is no policy to choose"),
+	"linux.personality.domain": checked, // scheduling.go
+	"linux.personality.flags":  refused("the specification defines no flag"),
+	"linux.timeOffsets":        checked, // namespaces.go
 
 	"linux.seccomp.defaultAction":    checked, // seccomp.go
-	"linux.seccomp.defaultErrnoRet":  carried,
+	"linux.seccomp.defaultErrnoRet":  checked,
 	"linux.seccomp.architectures":    checked,
 	"linux.seccomp.flags":            checked,
-	"linux.seccomp.listenerPath":     refused("a host process cannot answer for system calls made inside a virtual machine (seccomp notify)"),
-	"linux.seccomp.listenerMetadata": refused("a host process cannot answer for system calls made inside a virtual machine (seccomp notify)"),
+	"linux.seccomp.listenerPath":     refused(noSeccompNotify),
+	"linux.seccomp.listenerMetadata": refused(noSeccompNotify),
 	"linux.seccomp.syscalls":         checked,
 
 	"linux.resources.devices":                        carried,

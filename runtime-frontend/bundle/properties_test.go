@@ -47,6 +47,10 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 	one, sixty := uint16(1), uint64(60)
 	number, yes := int64(1000), true
 	class := uint32(1)
+	errno := uint(1)
+	scheduler := func(scheduler specs.Scheduler) func(*specs.Spec) {
+		return func(s *specs.Spec) { s.Process.Scheduler = &scheduler }
+	}
 	namespace := func(kind specs.LinuxNamespaceType, path string) func(*specs.Spec) {
 		return func(s *specs.Spec) {
 			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == kind })
@@ -104,7 +108,31 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		}},
 		{"linux.intelRdt", "cache", func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} }},
 		{"linux.memoryPolicy", "one memory node", func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{} }},
-		{"linux.personality", "execution domains", func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32} }},
+		{"linux.personality.domain", "use LINUX or LINUX32", func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "SVR4"} }},
+		{"linux.personality.flags", "no flag", func(s *specs.Spec) {
+			s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux, Flags: []specs.LinuxPersonalityFlag{"X"}}
+		}},
+		{"process.scheduler.policy", "unknown policy", scheduler(specs.Scheduler{})},
+		{"process.scheduler.policy", "never made", scheduler(specs.Scheduler{Policy: specs.SchedISO})},
+		{"process.scheduler.nice", "-20..19", scheduler(specs.Scheduler{Policy: specs.SchedOther, Nice: 20})},
+		{"process.scheduler.priority", "has no priority", scheduler(specs.Scheduler{Policy: specs.SchedBatch, Priority: 1})},
+		{"process.scheduler.priority", "1..99", scheduler(specs.Scheduler{Policy: specs.SchedFIFO})},
+		{"process.scheduler.runtime", "only SCHED_DEADLINE", scheduler(specs.Scheduler{Policy: specs.SchedRR, Priority: 1, Period: 1})},
+		{"process.scheduler.flags", "unknown flag", scheduler(specs.Scheduler{Policy: specs.SchedOther, Flags: []specs.LinuxSchedulerFlag{"X"}})},
+		{"process.ioPriority.class", "unknown class", func(s *specs.Spec) { s.Process.IOPriority = &specs.LinuxIOPriority{Class: "X"} }},
+		{"process.ioPriority.priority", "0..7", func(s *specs.Spec) {
+			s.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 8}
+		}},
+		{"process.execCPUAffinity.initial", "not a list", func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "a"} }},
+		{"linux.seccomp.syscalls[].args[].index", "six arguments", func(s *specs.Spec) {
+			s.Linux.Seccomp.Syscalls[0].Args = []specs.LinuxSeccompArg{{Index: 6, Op: specs.OpEqualTo}}
+		}},
+		{"linux.seccomp.syscalls[].errnoRet", "no error number", func(s *specs.Spec) {
+			s.Linux.Seccomp.Syscalls[0].Action, s.Linux.Seccomp.Syscalls[0].ErrnoRet = specs.ActAllow, &errno
+		}},
+		{"linux.seccomp.flags", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", func(s *specs.Spec) {
+			s.Linux.Seccomp.Flags = []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagWaitKillableRecv}
+		}},
 		{"linux.netDevices", "network devices", func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"eth0": {}} }},
 		{"linux.mountLabel", "SELinux", func(s *specs.Spec) { s.Linux.MountLabel = "system_u:object_r:container_file_t:s0" }},
 		{"process.selinuxLabel", "SELinux", func(s *specs.Spec) { s.Process.SelinuxLabel = "system_u:system_r:container_t:s0" }},

@@ -43,6 +43,7 @@ func TestExecRunsInTheContainer(t *testing.T) {
 		{"-u", opts("-u", "1000:77"), `id -u; id -g`, "1000\n77\n", 0},
 		{"exit code", nil, `exit 42`, "", 42},
 		{"signal", nil, `kill -9 $$`, "", 137},
+		{"has the container's filter", nil, `unshare -U true 2>&1 | grep -o 'Operation not permitted'`, "Operation not permitted\n", 0},
 		{"--privileged", opts("--privileged"), `grep -q 'CapEff:.*ffffffff$' /proc/self/status && echo all`, "all\n", 0},
 	} {
 		t.Run(c.test, func(t *testing.T) {

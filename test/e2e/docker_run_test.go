@@ -4,6 +4,8 @@
 package e2e
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -68,6 +70,12 @@ func TestDockerExitCodesAreTheProgramsOwn(t *testing.T) {
 
 func TestDockerRunDoesWhatItsOptionsSay(t *testing.T) {
 	d := newDocker(t)
+	profile := filepath.Join(t.TempDir(), "seccomp.json")
+	const filter = `{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+		"syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]}`
+	if err := os.WriteFile(profile, []byte(filter), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name    string
 		options []string
@@ -94,7 +102,9 @@ func TestDockerRunDoesWhatItsOptionsSay(t *testing.T) {
 		{"limits of a process", opts("--ulimit", "nofile=123:456"), `ulimit -Sn; ulimit -Hn`, "123\n456"},
 		{"kernel parameter", opts("--sysctl", "net.ipv4.ip_unprivileged_port_start=81"), `cat /proc/sys/net/ipv4/ip_unprivileged_port_start`, "81"},
 		{"no new privileges", opts("--security-opt", "no-new-privileges"), `grep NoNewPrivs /proc/self/status | tr -d '\t'`, "NoNewPrivs:1"},
-		{"system calls are filtered", nil, `grep '^Seccomp:' /proc/self/status | tr -d '\t'`, "Seccomp:2"},
+		{"system calls are filtered", nil, `unshare -U true 2>&1 | grep -o 'Operation not permitted'; grep '^Seccomp:' /proc/self/status | tr -d '\t'`, "Operation not permitted\nSeccomp:2"},
+		{"system calls are not filtered", opts("--security-opt", "seccomp=unconfined"), `unshare -U true && grep '^Seccomp:' /proc/self/status | tr -d '\t'`, "Seccomp:0"},
+		{"system calls are filtered by a profile", opts("--security-opt", "seccomp="+profile), `mkdir /x 2>&1 | grep -o 'Operation not supported'; unshare -U true && echo others are not`, "Operation not supported\nothers are not"},
 		{"masked paths", nil, `cat /proc/kcore /proc/keys /proc/timer_list 2>/dev/null | head -c 100 | wc -c; ls -A /sys/firmware /proc/acpi 2>/dev/null | grep -v :$ | grep -c .`, "0\n0"},
 		{"read-only paths", nil, `(echo 1 > /proc/sys/kernel/panic) 2>&1 | grep -o 'Read-only file system'`, "Read-only file system"},
 		{"devices", nil, `ls /dev | grep -E '^(null|zero|full|random|urandom|tty)$' | sort | tr '\n' ' '; test -b /dev/vda && echo disk`, "full null random tty urandom zero "},
