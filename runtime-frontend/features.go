@@ -6,7 +6,6 @@ package frontend
 import (
 	"context"
 	"encoding/json"
-	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
@@ -31,14 +30,13 @@ var featuresCommand = command{
 // newFeatures derives each claim from the table that decides about it. selinux says whether the host's configuration
 // allows labels.
 func newFeatures(selinux bool) *features.Features {
-	namespaces := bundle.Namespaces()
 	return &features.Features{
 		OCIVersionMin: bundle.VersionMin,
 		OCIVersionMax: bundle.VersionMax,
 		Hooks:         bundle.HookNames(),
 		MountOptions:  bundle.MountOptions(),
 		Linux: &features.Linux{
-			Namespaces:   namespaces,
+			Namespaces:   bundle.Namespaces(),
 			Capabilities: bundle.Capabilities(),
 			Cgroup: &features.Cgroup{
 				V1: claim(true), V2: claim(true), Systemd: claim(true), SystemdUser: claim(false),
@@ -56,7 +54,7 @@ func newFeatures(selinux bool) *features.Features {
 			Selinux:  &features.Selinux{Enabled: claim(selinux && bundle.Carried("process.selinuxLabel") && bundle.Carried("linux.mountLabel"))},
 			IntelRdt: &features.IntelRdt{Enabled: claim(bundle.Carried("linux.intelRdt"))},
 			MountExtensions: &features.MountExtensions{
-				IDMap: &features.IDMap{Enabled: claim(slices.Contains(namespaces, "user") && bundle.Carried("mounts[].uidMappings"))},
+				IDMap: &features.IDMap{Enabled: claim(bundle.Carried("mounts[].uidMappings"))},
 			},
 			NetDevices: &features.NetDevices{Enabled: claim(bundle.Carried("linux.netDevices"))},
 		},

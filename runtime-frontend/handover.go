@@ -28,7 +28,7 @@ func handOver(ctx context.Context, socket, token string, b *bundle.Bundle) ([]*v
 	for _, bind := range b.Binds {
 		trees = append(trees, tree{
 			source: bind.Source, destination: bind.Destination, recursive: bind.Recursive, isDir: bind.IsDir,
-			readOnly: bind.ReadOnly,
+			readOnly: bind.ReadOnly, follow: bind.Follow, idMap: bind.IDMap,
 		})
 	}
 	var (
@@ -47,8 +47,12 @@ func handOver(ctx context.Context, socket, token string, b *bundle.Bundle) ([]*v
 			return nil, nil, err
 		}
 		files = append(files, f)
+		followed, err := t.followed()
+		if err != nil {
+			return nil, nil, err
+		}
 		mounts = append(mounts, &vmv1.HandedMount{
-			Index: uint32(i), Destination: t.destination, ReadOnly: t.readOnly, IsDir: t.isDir,
+			Index: uint32(i), Destination: t.destination, ReadOnly: t.readOnly, IsDir: t.isDir, Followed: followed,
 		})
 	}
 	for _, d := range b.Devices {
@@ -124,6 +128,21 @@ type tree struct {
 	// readOnly makes the given mount itself read-only, so that not even a guest
 	// whose kernel was taken over can write.
 	readOnly bool
+	follow   string // "slave" or "rslave": the worker shows what the host mounts beneath later
+	idMap    *bundle.IDMap
+}
+
+// followed tells the worker which mounts of the host appear in the container.
+// The given copy is private nevertheless, as the worker says why (vm-worker/share).
+func (t tree) followed() (*vmv1.Followed, error) {
+	if t.follow == "" {
+		return nil, nil
+	}
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, t.source, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, unix.STATX_MNT_ID, &st); err != nil {
+		return nil, fmt.Errorf("finding the mount that holds %q for %s: %w", t.source, t.destination, err)
+	}
+	return &vmv1.Followed{Source: t.source, MountId: st.Mnt_id, Nested: t.follow == "rslave"}, nil
 }
 
 // open makes a detached copy of the mount (open_tree(2)): it appears in no
@@ -158,6 +177,12 @@ func (t tree) open() (*os.File, error) {
 	if err := unix.MountSetattr(fd, "", attrFlags, &attr); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("setting up the detached mount of %q for %s (mount_setattr, Linux 5.12 or later): %w", t.source, t.destination, err)
+	}
+	if t.idMap != nil {
+		if err := mapOwners(f, t.idMap); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("mapping the owners of the files in %q for %s: %w", t.source, t.destination, err)
+		}
 	}
 	return f, nil
 }

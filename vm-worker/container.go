@@ -30,6 +30,8 @@ type container struct {
 	created chan struct{} // closed when create has ended, either way
 	ended   chan struct{} // closed when the container is stopped and its part of the VM is cleaned up
 
+	mirroring sync.Mutex // held while the mounts of the host are compared with the VM's; a leaf
+
 	mu        sync.Mutex              // guards all below
 	rec       *vmv1.Container         // the fields set by reserve never change and are read without mu
 	cancel    context.CancelCauseFunc // ends a create under way

@@ -102,7 +102,7 @@ func (w *Worker) reserve(ctx context.Context, p *plan, cancel context.CancelCaus
 		Annotations: p.spec.Annotations, Owner: p.req.Owner,
 		Relay: p.req.Relay, Channel: sb.channel(),
 		Created: timestamppb.Now(), Cgroup: p.spec.Linux.CgroupsPath,
-		Terminal: p.terminal, OperationId: op, Resources: resources, SelinuxLabel: p.processLabel,
+		Terminal: p.terminal, OperationId: op, Resources: resources, SelinuxLabel: p.processLabel, Followed: p.followed(),
 	})
 	c.cancel = cancel
 	if !sb.join(c) {
@@ -193,6 +193,9 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 		return err
 	}
 	if err := c.attachDisks(ctx, p, handed); err != nil {
+		return err
+	}
+	if err := c.mirrorMounts(ctx); err != nil {
 		return err
 	}
 	undo.did("attach the relay", func(context.Context) error { s.router.Detach(c.rec.Channel); return nil })

@@ -212,6 +212,7 @@ func (m *machine) AttachMount(context.Context, *os.File, string, bool, bool) err
 func (m *machine) DetachMounts(context.Context, string) error                      { return nil }
 func (m *machine) AttachDisk(context.Context, hypervisor.Disk) error               { return nil }
 func (m *machine) DetachDisks(context.Context, string) error                       { return nil }
+func (m *machine) MirrorMounts(context.Context, hypervisor.Followed) error         { return nil }
 
 func (m *machine) Kill(ctx context.Context) error {
 	if err := m.rec.KillProcess(); err != nil {

@@ -100,6 +100,9 @@ func (p *plan) planMounts() error {
 		} else if !filepath.IsAbs(m.Destination) || strings.ContainsRune(m.Destination, 0) {
 			return bus.Errorf(bus.InvalidArgument, "mount destination %q is not an absolute path", m.Destination)
 		}
+		if f := m.Followed; f != nil && (!m.IsDir || m.Destination == "/" || !filepath.IsAbs(f.Source) || filepath.Clean(f.Source) != f.Source) {
+			return bus.Errorf(bus.InvalidArgument, "mount %s cannot follow the mounts of the host beneath %q", m.Destination, f.Source)
+		}
 		p.mounts = append(p.mounts, plannedMount{m, source})
 	}
 	if roots != 1 {

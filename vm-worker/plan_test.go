@@ -81,6 +81,7 @@ func TestAPlanIsRefusedBeforeAnythingIsTouched(t *testing.T) {
 		{"a label, switched off", func(r *vmv1.CreateRequest) {
 			r.Config = `{"root":{},"linux":{"mountLabel":"system_u:object_r:container_file_t:s0"}}`
 		}, "[vm] selinux = false"},
+		{"a root that follows the host's mounts", func(r *vmv1.CreateRequest) { r.Mounts[0].Followed = &vmv1.Followed{Source: "/srv"} }, "cannot follow"},
 		{"relative mount", func(r *vmv1.CreateRequest) { r.Mounts[1].Destination = "data" }, "not an absolute path"},
 	} {
 		req := asked(t, nil, nil)

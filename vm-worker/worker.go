@@ -87,6 +87,7 @@ func Run(ctx context.Context, d Deps) error {
 	if err := w.reconcile(ctx); err != nil {
 		return err
 	}
+	w.tasks.Go(w.watchHostMounts)
 	svc, err := w.serve(ctx, d.Version)
 	if err != nil {
 		return err

@@ -36,10 +36,10 @@ func (l layout) path(below string) (string, error) {
 	return filepath.Join(l.share, below), nil
 }
 
-// guestTypes are the file systems that the guest's kernel makes without a source.
+// guestTypes are the file systems that the guest's kernel makes without a
+// source. The frontend has the same list.
 var guestTypes = []string{
-	"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2",
-	"ramfs", "bpf", "debugfs", "tracefs", "securityfs", "hugetlbfs", "binfmt_misc",
+	"proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs", "bpf", "securityfs", "binfmt_misc",
 }
 
 // translateMounts points every bind mount at its share and refuses what the
@@ -54,7 +54,12 @@ func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
 	out := make([]specs.Mount, 0, len(mounts))
 	for _, m := range mounts {
 		if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 || slices.Contains(m.Options, "idmap") || slices.Contains(m.Options, "ridmap") {
-			return nil, fmt.Errorf("%w: mount %q: id-mapped mounts are not supported", ErrInvalid, m.Destination)
+			if !isBind(m) {
+				return nil, fmt.Errorf("%w: mount %q: only files of the host can have other owners", ErrInvalid, m.Destination)
+			}
+			// The host has mapped what it shares, and 9p cannot do it again.
+			m.UIDMappings, m.GIDMappings = nil, nil
+			m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "idmap" || o == "ridmap" })
 		}
 		at := containerPath(m.Destination)
 		m.Destination = at

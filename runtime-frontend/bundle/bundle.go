@@ -78,7 +78,7 @@ func Load(dir string, opts Options) (*Bundle, error) {
 		return nil, err
 	}
 	var nodes []DeviceBind
-	if b.Binds, nodes, err = binds(dir, spec.Mounts); err != nil {
+	if b.Binds, nodes, err = binds(dir, spec); err != nil {
 		return nil, oneLine(err)
 	}
 	if b.Devices, err = devices(spec.Linux, nodes, b.Binds); err != nil {
@@ -129,7 +129,7 @@ func Check(spec *specs.Spec) error {
 		checkRoot(spec.Root),
 		checkLinux(spec),
 		checkProcess(spec.Process),
-		checkMounts(spec.Mounts),
+		checkMounts(spec),
 		checkHooks(spec.Hooks),
 		checkAnnotations(spec.Annotations),
 	)

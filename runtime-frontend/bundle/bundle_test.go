@@ -213,7 +213,7 @@ func TestBindSources(t *testing.T) {
 		{"d", "", true}, {"link", "", true}, {filepath.Join(dir, "f"), "", false}, {"/dev/null", "", false},
 		{"fifo", "named pipe", false}, {"sock", "socket", false}, {"nothing", "missing", false}, {"/dev/kmsg", "", false},
 	} {
-		found, _, err := binds(dir, []specs.Mount{{Destination: "x/../y", Type: "bind", Source: c.source, Options: []string{"bind", "ro"}}})
+		found, _, err := binds(dir, &specs.Spec{Mounts: []specs.Mount{{Destination: "x/../y", Type: "bind", Source: c.source, Options: []string{"rbind", "ro", "rslave"}}}})
 		if c.want != "" {
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%s: error %v, want %q", c.source, err, c.want)
@@ -224,7 +224,7 @@ func TestBindSources(t *testing.T) {
 			t.Errorf("%s: %v", c.source, err)
 			continue
 		}
-		if b := found[0]; b.IsDir != c.isDir || !b.ReadOnly || b.Recursive || b.Destination != "/y" || !filepath.IsAbs(b.Source) {
+		if b := found[0]; b.IsDir != c.isDir || !b.ReadOnly || !b.Recursive || (b.Follow == "rslave") != c.isDir || b.Destination != "/y" || !filepath.IsAbs(b.Source) {
 			t.Errorf("%s: %+v", c.source, b)
 		}
 	}

@@ -27,17 +27,12 @@ func checkLinux(spec *specs.Spec) error {
 	)
 }
 
-// checkPropagation: mounts made on one side of the VM's border cannot appear
-// on the other, so only the kinds that promise nothing of that sort pass.
+// checkPropagation: of the root file system it is a matter within the guest.
 func checkPropagation(property, propagation string) error {
-	switch propagation {
-	case "", "private", "rprivate", "unbindable", "runbindable":
-		return nil
-	case "shared", "rshared", "slave", "rslave":
-		return refuse(property, fmt.Sprintf("%q: mounts do not propagate between the host and a virtual machine; use rprivate", propagation))
-	default:
+	if propagation != "" && mountOptions[propagation] != propagationOption {
 		return refuse(property, fmt.Sprintf("unknown propagation %q", propagation))
 	}
+	return nil
 }
 
 func checkGuestPaths(property string, paths []string) error {

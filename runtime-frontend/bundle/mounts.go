@@ -22,11 +22,24 @@ type Bind struct {
 	ReadOnly    bool
 	Recursive   bool // with the mounts beneath the source
 	IsDir       bool
+	// Follow is the propagation of a directory beneath which later mounts of the
+	// host appear in the container, "slave" or "rslave"; empty otherwise.
+	Follow string
+	IDMap  *IDMap // how the container sees the owners of files; nil: as they are
+}
+
+// IDMap is what an id-mapped mount shows: the ContainerID on disk as the HostID
+// (config.md#posix-platform-mounts).
+type IDMap struct {
+	UIDs, GIDs []specs.LinuxIDMapping
+	Recursive  bool // also for the mounts beneath the source
 }
 
 // guestFilesystems are mounted by the guest's own kernel, so they show the
-// guest, not the host.
-var guestFilesystems = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"}
+// guest, not the host. They need no source; the agent has the same list.
+var guestFilesystems = []string{
+	"proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs", "bpf", "securityfs", "binfmt_misc",
+}
 
 // option is what a mount option that is not the file system's own does.
 type option int
@@ -34,8 +47,8 @@ type option int
 const (
 	flagOption        option = iota // a mount flag, applied by the guest
 	bindOption                      // makes the mount a bind mount
-	propagationOption               // checked by checkPropagation
-	idmapOption                     // refused
+	propagationOption               // carried out by the guest; checkBindPropagation says what a bind can have
+	idmapOption                     // done by the host, for a bind only
 )
 
 // mountOptions are those of runtime-spec, config.md#linux-mount-options. What is not
@@ -58,11 +71,11 @@ var mountOptions = func() map[string]option {
 }()
 
 // MountOptions are the options that "features" reports: those that are
-// recognised and carried out.
+// recognised and carried out, whatever they are for.
 func MountOptions() []string {
 	var names []string
 	for name, kind := range mountOptions {
-		if kind == idmapOption || kind == propagationOption && checkPropagation("", name) != nil {
+		if kind == propagationOption && checkBindPropagation(name) != nil {
 			continue
 		}
 		names = append(names, name)
@@ -71,10 +84,15 @@ func MountOptions() []string {
 	return names
 }
 
-func checkMounts(mounts []specs.Mount) error {
+func checkMounts(spec *specs.Spec) error {
 	var errs []error
-	for i, m := range mounts {
-		errs = append(errs, checkMount(fmt.Sprintf("mounts[%d]", i), m))
+	for i, m := range spec.Mounts {
+		property := fmt.Sprintf("mounts[%d]", i)
+		errs = append(errs, checkMount(property, m))
+		_, err := idMap(m, spec.Linux)
+		if err != nil {
+			errs = append(errs, refuse(property+".uidMappings", fmt.Sprintf("at %s: %v", m.Destination, err)))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -97,20 +115,81 @@ func checkMount(property string, m specs.Mount) error {
 	for _, name := range m.Options {
 		kind, known := mountOptions[name]
 		switch {
-		case !known && bind:
-			return refuse(property+".options", fmt.Sprintf("%q at %s: bind mounts cannot have any filesystem-specific options applied", name, m.Destination))
 		case name == "remount":
 			return refuse(property+".options", fmt.Sprintf("%q at %s: there is nothing yet to mount again", name, m.Destination))
+		case !known && bind:
+			return refuse(property+".options", fmt.Sprintf("%q at %s: bind mounts cannot have any filesystem-specific options applied", name, m.Destination))
 		case !known:
-		case kind == idmapOption:
-			return refuse(property+".options", fmt.Sprintf("%q at %s: %s", name, m.Destination, noUserNamespace))
-		case kind == propagationOption:
-			if err := checkPropagation(property+".options", name); err != nil {
-				return err
+		case kind == propagationOption && bind:
+			if err := checkBindPropagation(name); err != nil {
+				return refuse(property+".options", fmt.Sprintf("%q at %s: %v", name, m.Destination, err))
 			}
 		}
 	}
+	if bind && follows(m) != "" && recursion(m) != "rbind" {
+		return refuse(property+".options", fmt.Sprintf("%q at %s: mounts of the host can be followed with those that are there already only: add rbind", follows(m), m.Destination))
+	}
 	return nil
+}
+
+// checkBindPropagation says what passes the border of a VM: mounts of the host
+// do, those of the container do not.
+func checkBindPropagation(name string) error {
+	if name == "shared" || name == "rshared" {
+		return errors.New("what is mounted in a virtual machine cannot appear on the host; use rslave to see the host's mounts, or rprivate")
+	}
+	return nil
+}
+
+// follows gives the propagation of a mount that shows later mounts of the host.
+// The last word counts, as in mount(8).
+func follows(m specs.Mount) string {
+	last := ""
+	for _, name := range m.Options {
+		if mountOptions[name] == propagationOption {
+			last = name
+		}
+	}
+	if last == "slave" || last == "rslave" {
+		return last
+	}
+	return ""
+}
+
+// recursion gives the last of bind and rbind.
+func recursion(m specs.Mount) string {
+	last := ""
+	for _, name := range m.Options {
+		if name == "bind" || name == "rbind" {
+			last = name
+		}
+	}
+	return last
+}
+
+// idMap reads how a mount maps the owners of files.
+func idMap(m specs.Mount, linux *specs.Linux) (*IDMap, error) {
+	asked, recursive := false, false
+	for _, name := range m.Options {
+		if mountOptions[name] == idmapOption {
+			asked, recursive = true, name == "ridmap"
+		}
+	}
+	uids, gids := m.UIDMappings, m.GIDMappings
+	if asked && len(uids) == 0 && len(gids) == 0 && linux != nil {
+		uids, gids = linux.UIDMappings, linux.GIDMappings // those of the container's user namespace
+	}
+	switch {
+	case !asked && len(uids) == 0 && len(gids) == 0:
+		return nil, nil
+	case !isBind(m):
+		return nil, errors.New("owners can be mapped in directories and files of the host (bind) only")
+	case len(uids) == 0 && len(gids) == 0:
+		return nil, errors.New("there are no mappings, neither of the mount nor of the container's user namespace")
+	case len(uids) == 0 || len(gids) == 0:
+		return nil, errors.New("uidMappings and gidMappings belong together: give both")
+	}
+	return &IDMap{uids, gids, recursive}, nil
 }
 
 // isBind: the type is only a hint, as with mount(8) ("none" with option "bind").
@@ -127,19 +206,27 @@ func containerPath(destination string) string {
 // binds looks at the sources of the bind mounts. Relative ones are relative to
 // the bundle. The nodes of block devices are kept apart: what is given is the
 // device, not a file.
-func binds(dir string, mounts []specs.Mount) ([]Bind, []DeviceBind, error) {
+func binds(dir string, spec *specs.Spec) ([]Bind, []DeviceBind, error) {
 	var (
 		found []Bind
 		nodes []DeviceBind
 		errs  []error
 	)
-	for i, m := range mounts {
+	for i, m := range spec.Mounts {
 		if !isBind(m) {
 			continue
 		}
 		bind, node, err := inspect(dir, m)
 		if err != nil {
 			errs = append(errs, refuse(fmt.Sprintf("mounts[%d].source", i), err.Error()))
+			continue
+		}
+		bind.IDMap, err = idMap(m, spec.Linux)
+		if err == nil && bind.IDMap != nil && node != nil {
+			err = errors.New("the owner of a device's node cannot be mapped")
+		}
+		if err != nil {
+			errs = append(errs, refuse(fmt.Sprintf("mounts[%d].uidMappings", i), err.Error()))
 			continue
 		}
 		if node != nil {
@@ -180,6 +267,7 @@ func inspect(dir string, m specs.Mount) (bind Bind, node *DeviceBind, err error)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFDIR:
 		bind.IsDir = true
+		bind.Follow = follows(m) // nothing is ever mounted beneath a file
 	case unix.S_IFREG:
 	case unix.S_IFSOCK:
 		return bind, nil, fmt.Errorf("%q for %s is a socket, and its other end cannot be reached from a virtual machine", source, m.Destination)

@@ -56,8 +56,8 @@ var properties = map[string]verdict{
 	"mounts[].type":        checked,
 	"mounts[].source":      checked,
 	"mounts[].options":     checked,
-	"mounts[].uidMappings": refused(noUserNamespace),
-	"mounts[].gidMappings": refused(noUserNamespace),
+	"mounts[].uidMappings": checked,
+	"mounts[].gidMappings": checked,
 
 	"process.terminal":            carried,
 	"process.consoleSize":         carried,

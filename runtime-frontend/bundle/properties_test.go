@@ -100,7 +100,6 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		}},
 		{"linux.uidMappings", "need a user namespace", func(s *specs.Spec) { s.Linux.UIDMappings = mapping }},
 		{"linux.gidMappings", "need a user namespace", func(s *specs.Spec) { s.Linux.GIDMappings = mapping }},
-		{"mounts[].uidMappings", "user namespaces", func(s *specs.Spec) { s.Mounts[7].UIDMappings = mapping }},
 		{"linux.timeOffsets", "need a time namespace", func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1}} }},
 		{"linux.timeOffsets", "unknown clock", func(s *specs.Spec) {
 			namespace(specs.TimeNamespace, "")(s)
@@ -165,7 +164,7 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		{"linux.resources.memory.disableOOMKiller", "OOM killer", func(s *specs.Spec) { s.Linux.Resources.Memory.DisableOOMKiller = &yes }},
 		{"linux.resources.memory.useHierarchy", "hierarchy", func(s *specs.Spec) { no := false; s.Linux.Resources.Memory.UseHierarchy = &no }},
 		{"linux.resources.cpu.realtimeRuntime", "real-time", func(s *specs.Spec) { s.Linux.Resources.CPU.RealtimeRuntime = &number }},
-		{"linux.rootfsPropagation", "do not propagate", func(s *specs.Spec) { s.Linux.RootfsPropagation = "rshared" }},
+		{"linux.rootfsPropagation", "unknown propagation", func(s *specs.Spec) { s.Linux.RootfsPropagation = "rw" }},
 		{"hooks.createContainer[0].path", "not an absolute path", func(s *specs.Spec) { s.Hooks.CreateContainer = []specs.Hook{{Path: "true"}} }},
 		{"hooks.poststop[0].path", "not an absolute path", func(s *specs.Spec) { s.Hooks.Poststop = []specs.Hook{{Path: "true"}} }},
 		{"vm", "host's configuration", func(s *specs.Spec) { s.VM = &specs.VM{} }},
@@ -179,8 +178,13 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		}},
 		{"process.oomScoreAdj", "outside", func(s *specs.Spec) { n := 2000; s.Process.OOMScoreAdj = &n }},
 		{"mounts[10].type", "bind", mount(specs.Mount{Destination: "/x", Type: "nfs", Source: "h:/x"})},
-		{"mounts[10].options", "user namespaces", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"bind", "idmap"}})},
-		{"mounts[10].options", "do not propagate", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"rbind", "rslave"}})},
+		{"mounts[10].type", "mount it on the host", mount(specs.Mount{Destination: "/x", Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/a"}})},
+		{"mounts[10].options", "nothing yet to mount again", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"rbind", "remount"}})},
+		{"mounts[10].options", "cannot appear on the host", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"rbind", "rshared"}})},
+		{"mounts[10].options", "add rbind", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"bind", "rslave"}})},
+		{"mounts[10].uidMappings", "no mappings", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"bind", "idmap"}})},
+		{"mounts[10].uidMappings", "give both", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"bind"}, UIDMappings: mapping})},
+		{"mounts[0].uidMappings", "(bind) only", func(s *specs.Spec) { s.Mounts[0].UIDMappings, s.Mounts[0].GIDMappings = mapping, mapping }},
 		{"mounts[10].options", "filesystem-specific", mount(specs.Mount{Destination: "/x", Type: "bind", Source: "/etc", Options: []string{"rbind", "size=1"}})},
 		{"mounts[10].destination", "root file system", mount(specs.Mount{Destination: "/", Type: "tmpfs"})},
 		{"annotations", "key is empty", func(s *specs.Spec) { s.Annotations = map[string]string{"": "x"} }},
@@ -206,6 +210,7 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 // TestWhatEnginesWriteForNothingPasses: zeros and empty values ask for nothing.
 func TestWhatEnginesWriteForNothingPasses(t *testing.T) {
 	zero := uint64(0)
+	mapping := []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
 	for name, edit := range map[string]func(*specs.Spec){
 		"zero hugepage limits": func(s *specs.Spec) {
 			s.Linux.Resources.HugepageLimits = []specs.LinuxHugepageLimit{{Pagesize: "2MB"}}
@@ -215,6 +220,15 @@ func TestWhatEnginesWriteForNothingPasses(t *testing.T) {
 		"zero real-time period":   func(s *specs.Spec) { s.Linux.Resources.CPU.RealtimePeriod = &zero },
 		"no hooks":                func(s *specs.Spec) { s.Hooks = &specs.Hooks{} },
 		"private root":            func(s *specs.Spec) { s.Linux.RootfsPropagation = "rprivate" },
+		"Kubernetes' volumes": func(s *specs.Spec) {
+			s.Linux.RootfsPropagation = "rslave"
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "bind", Source: "rootfs", Options: []string{"rbind", "rslave", "ro"}})
+		},
+		"mapped owners": func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{
+				Destination: "/x", Type: "bind", Source: "rootfs", Options: []string{"rbind", "ridmap"}, UIDMappings: mapping, GIDMappings: mapping,
+			})
+		},
 		"devices of every kernel": func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}}
 		},

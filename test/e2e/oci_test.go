@@ -18,6 +18,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"bulkhead/bus"
 	vmv1 "bulkhead/proto/vm/v1"
@@ -345,4 +346,20 @@ func follow(d dockerUser, name string) *host.Output {
 	}
 	go func() { _ = cmd.Wait() }() // ends with the container or the test
 	return out
+}
+
+func TestOCIOwnersOfABindAreMapped(t *testing.T) {
+	o := newOCI(t, sharedHost(t))
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "old"), "")
+	shifted := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	spec := newSpec("sh", "-c", "stat -c %u:%g /data/old; echo > /data/new; chown 100005:100006 /data/new; stat -c %u:%g /data/new")
+	spec.Mounts = append(spec.Mounts, specs.Mount{
+		Destination: "/data", Type: "bind", Source: dir, Options: []string{"rbind", "idmap"}, UIDMappings: shifted, GIDMappings: shifted,
+	})
+	expect(t, "what the container sees", o.do("run", "--bundle", o.bundle(spec), newID("mapped")), "100000:100000\n100005:100006\n")
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(dir, "new"), &st); err != nil || st.Uid != 5 || st.Gid != 6 {
+		t.Errorf("on disk the file is of %d:%d, %v", st.Uid, st.Gid, err)
+	}
 }

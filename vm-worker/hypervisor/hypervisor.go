@@ -94,6 +94,9 @@ type VM interface {
 	// idPrefix, and takes it away. That there is none is no error; neither is a
 	// VM that has ended.
 	DetachDisks(ctx context.Context, idPrefix string) error
+	// MirrorMounts makes the mounts beneath an attached directory those that the
+	// host has beneath the directory it came from.
+	MirrorMounts(ctx context.Context, f Followed) error
 
 	// Pause stops the virtual CPUs; Resume lets them run.
 	Pause(ctx context.Context) error
@@ -134,6 +137,16 @@ type Disk struct {
 
 // MaxDisks is how many disks a VM has room for.
 const MaxDisks = 30
+
+// Followed is a directory of the host that was attached to a VM and whose later
+// mounts are to appear there too.
+type Followed struct {
+	Source   string // absolute on the host, no symbolic link in it
+	MountID  uint64 // of the host's mount that holds Source
+	Nested   bool   // also what is mounted upon the mounts that appear
+	Place    string // below the share
+	ReadOnly bool
+}
 
 // Event is something the guest, or the hypervisor, did to the machine.
 type Event struct {

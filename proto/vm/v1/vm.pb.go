@@ -365,6 +365,7 @@ type Container struct {
 	StartOperationId string                 `protobuf:"bytes,19,opt,name=start_operation_id,json=startOperationId,proto3" json:"start_operation_id,omitempty"` // of the start that won
 	Resources        string                 `protobuf:"bytes,20,opt,name=resources,proto3" json:"resources,omitempty"`                                         // linux.resources in force as JSON text, without device rules
 	SelinuxLabel     string                 `protobuf:"bytes,40,opt,name=selinux_label,json=selinuxLabel,proto3" json:"selinux_label,omitempty"`               // of the init process; empty without one
+	Followed         []*Followed            `protobuf:"bytes,50,rep,name=followed,proto3" json:"followed,omitempty"`                                           // directories whose later mounts on the host appear in the container
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -546,6 +547,13 @@ func (x *Container) GetSelinuxLabel() string {
 	return ""
 }
 
+func (x *Container) GetFollowed() []*Followed {
+	if x != nil {
+		return x.Followed
+	}
+	return nil
+}
+
 // Sandbox is the record of a virtual machine, kept in the KV bucket "sandboxes".
 type Sandbox struct {
 	state             protoimpl.MessageState          `protogen:"open.v1"`
@@ -720,6 +728,7 @@ type HandedMount struct {
 	Destination   string                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"` // path in the container; "/" is the root file system
 	ReadOnly      bool                   `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
 	IsDir         bool                   `protobuf:"varint,4,opt,name=is_dir,json=isDir,proto3" json:"is_dir,omitempty"`
+	Followed      *Followed              `protobuf:"bytes,5,opt,name=followed,proto3" json:"followed,omitempty"` // unset: what is mounted on the host later stays outside
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -782,6 +791,90 @@ func (x *HandedMount) GetIsDir() bool {
 	return false
 }
 
+func (x *HandedMount) GetFollowed() *Followed {
+	if x != nil {
+		return x.Followed
+	}
+	return nil
+}
+
+// Followed is a directory of the host whose later mounts appear in the container.
+type Followed struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Source        string                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`                      // absolute on the host, resolved
+	MountId       uint64                 `protobuf:"varint,2,opt,name=mount_id,json=mountId,proto3" json:"mount_id,omitempty"`    // of the host's mount that holds it (statx, STATX_MNT_ID)
+	Nested        bool                   `protobuf:"varint,3,opt,name=nested,proto3" json:"nested,omitempty"`                     // also mounts upon mounts: "rslave"
+	Place         string                 `protobuf:"bytes,4,opt,name=place,proto3" json:"place,omitempty"`                        // below the guest's share; set by the service
+	ReadOnly      bool                   `protobuf:"varint,5,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"` // what appears may not be written; set by the service
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Followed) Reset() {
+	*x = Followed{}
+	mi := &file_vm_v1_vm_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Followed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Followed) ProtoMessage() {}
+
+func (x *Followed) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Followed.ProtoReflect.Descriptor instead.
+func (*Followed) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Followed) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Followed) GetMountId() uint64 {
+	if x != nil {
+		return x.MountId
+	}
+	return 0
+}
+
+func (x *Followed) GetNested() bool {
+	if x != nil {
+		return x.Nested
+	}
+	return false
+}
+
+func (x *Followed) GetPlace() string {
+	if x != nil {
+		return x.Place
+	}
+	return ""
+}
+
+func (x *Followed) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
 // JoinedNamespace is a namespace that the bundle gives by path. What it stands
 // for is told by the file, not by its name.
 type JoinedNamespace struct {
@@ -797,7 +890,7 @@ type JoinedNamespace struct {
 
 func (x *JoinedNamespace) Reset() {
 	*x = JoinedNamespace{}
-	mi := &file_vm_v1_vm_proto_msgTypes[7]
+	mi := &file_vm_v1_vm_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -809,7 +902,7 @@ func (x *JoinedNamespace) String() string {
 func (*JoinedNamespace) ProtoMessage() {}
 
 func (x *JoinedNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[7]
+	mi := &file_vm_v1_vm_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -822,7 +915,7 @@ func (x *JoinedNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinedNamespace.ProtoReflect.Descriptor instead.
 func (*JoinedNamespace) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{7}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *JoinedNamespace) GetType() string {
@@ -874,7 +967,7 @@ type HandedDevice struct {
 
 func (x *HandedDevice) Reset() {
 	*x = HandedDevice{}
-	mi := &file_vm_v1_vm_proto_msgTypes[8]
+	mi := &file_vm_v1_vm_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -886,7 +979,7 @@ func (x *HandedDevice) String() string {
 func (*HandedDevice) ProtoMessage() {}
 
 func (x *HandedDevice) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[8]
+	mi := &file_vm_v1_vm_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -899,7 +992,7 @@ func (x *HandedDevice) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandedDevice.ProtoReflect.Descriptor instead.
 func (*HandedDevice) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{8}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *HandedDevice) GetIndex() uint32 {
@@ -950,7 +1043,7 @@ type DeviceBind struct {
 
 func (x *DeviceBind) Reset() {
 	*x = DeviceBind{}
-	mi := &file_vm_v1_vm_proto_msgTypes[9]
+	mi := &file_vm_v1_vm_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1055,7 @@ func (x *DeviceBind) String() string {
 func (*DeviceBind) ProtoMessage() {}
 
 func (x *DeviceBind) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[9]
+	mi := &file_vm_v1_vm_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1068,7 @@ func (x *DeviceBind) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceBind.ProtoReflect.Descriptor instead.
 func (*DeviceBind) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{9}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *DeviceBind) GetDestination() string {
@@ -1025,7 +1118,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[10]
+	mi := &file_vm_v1_vm_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1037,7 +1130,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[10]
+	mi := &file_vm_v1_vm_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1050,7 +1143,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{10}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateRequest) GetRef() *ContainerRef {
@@ -1140,7 +1233,7 @@ type CreateReply struct {
 
 func (x *CreateReply) Reset() {
 	*x = CreateReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[11]
+	mi := &file_vm_v1_vm_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1245,7 @@ func (x *CreateReply) String() string {
 func (*CreateReply) ProtoMessage() {}
 
 func (x *CreateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[11]
+	mi := &file_vm_v1_vm_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1258,7 @@ func (x *CreateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateReply.ProtoReflect.Descriptor instead.
 func (*CreateReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{11}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateReply) GetContainer() *Container {
@@ -1195,7 +1288,7 @@ type LocateRequest struct {
 
 func (x *LocateRequest) Reset() {
 	*x = LocateRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[12]
+	mi := &file_vm_v1_vm_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1300,7 @@ func (x *LocateRequest) String() string {
 func (*LocateRequest) ProtoMessage() {}
 
 func (x *LocateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[12]
+	mi := &file_vm_v1_vm_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1313,7 @@ func (x *LocateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
 func (*LocateRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{12}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *LocateRequest) GetRef() *ContainerRef {
@@ -1253,7 +1346,7 @@ type LocateReply struct {
 
 func (x *LocateReply) Reset() {
 	*x = LocateReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[13]
+	mi := &file_vm_v1_vm_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1265,7 +1358,7 @@ func (x *LocateReply) String() string {
 func (*LocateReply) ProtoMessage() {}
 
 func (x *LocateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[13]
+	mi := &file_vm_v1_vm_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1278,7 +1371,7 @@ func (x *LocateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateReply.ProtoReflect.Descriptor instead.
 func (*LocateReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{13}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LocateReply) GetSandbox() string {
@@ -1297,7 +1390,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[14]
+	mi := &file_vm_v1_vm_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1309,7 +1402,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[14]
+	mi := &file_vm_v1_vm_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1322,7 +1415,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{14}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StartRequest) GetRef() *ContainerRef {
@@ -1343,7 +1436,7 @@ type StartReply struct {
 
 func (x *StartReply) Reset() {
 	*x = StartReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[15]
+	mi := &file_vm_v1_vm_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1355,7 +1448,7 @@ func (x *StartReply) String() string {
 func (*StartReply) ProtoMessage() {}
 
 func (x *StartReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[15]
+	mi := &file_vm_v1_vm_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1368,7 +1461,7 @@ func (x *StartReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartReply.ProtoReflect.Descriptor instead.
 func (*StartReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{15}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StartReply) GetContainer() *Container {
@@ -1401,7 +1494,7 @@ type StateRequest struct {
 
 func (x *StateRequest) Reset() {
 	*x = StateRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[16]
+	mi := &file_vm_v1_vm_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1413,7 +1506,7 @@ func (x *StateRequest) String() string {
 func (*StateRequest) ProtoMessage() {}
 
 func (x *StateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[16]
+	mi := &file_vm_v1_vm_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1426,7 +1519,7 @@ func (x *StateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateRequest.ProtoReflect.Descriptor instead.
 func (*StateRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{16}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StateRequest) GetRef() *ContainerRef {
@@ -1445,7 +1538,7 @@ type StateReply struct {
 
 func (x *StateReply) Reset() {
 	*x = StateReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[17]
+	mi := &file_vm_v1_vm_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1457,7 +1550,7 @@ func (x *StateReply) String() string {
 func (*StateReply) ProtoMessage() {}
 
 func (x *StateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[17]
+	mi := &file_vm_v1_vm_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1470,7 +1563,7 @@ func (x *StateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateReply.ProtoReflect.Descriptor instead.
 func (*StateReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{17}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *StateReply) GetContainer() *Container {
@@ -1490,7 +1583,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[18]
+	mi := &file_vm_v1_vm_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1595,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[18]
+	mi := &file_vm_v1_vm_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1608,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{18}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListRequest) GetRoot() string {
@@ -1535,7 +1628,7 @@ type ListReply struct {
 
 func (x *ListReply) Reset() {
 	*x = ListReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[19]
+	mi := &file_vm_v1_vm_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1547,7 +1640,7 @@ func (x *ListReply) String() string {
 func (*ListReply) ProtoMessage() {}
 
 func (x *ListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[19]
+	mi := &file_vm_v1_vm_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1560,7 +1653,7 @@ func (x *ListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReply.ProtoReflect.Descriptor instead.
 func (*ListReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{19}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListReply) GetContainers() []*Container {
@@ -1588,7 +1681,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[20]
+	mi := &file_vm_v1_vm_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1693,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[20]
+	mi := &file_vm_v1_vm_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1706,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{20}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *KillRequest) GetRef() *ContainerRef {
@@ -1645,7 +1738,7 @@ type KillReply struct {
 
 func (x *KillReply) Reset() {
 	*x = KillReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[21]
+	mi := &file_vm_v1_vm_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +1750,7 @@ func (x *KillReply) String() string {
 func (*KillReply) ProtoMessage() {}
 
 func (x *KillReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[21]
+	mi := &file_vm_v1_vm_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +1763,7 @@ func (x *KillReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillReply.ProtoReflect.Descriptor instead.
 func (*KillReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{21}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{22}
 }
 
 type DeleteRequest struct {
@@ -1683,7 +1776,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[22]
+	mi := &file_vm_v1_vm_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1695,7 +1788,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[22]
+	mi := &file_vm_v1_vm_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +1801,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{22}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeleteRequest) GetRef() *ContainerRef {
@@ -1736,7 +1829,7 @@ type DeleteReply struct {
 
 func (x *DeleteReply) Reset() {
 	*x = DeleteReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[23]
+	mi := &file_vm_v1_vm_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1748,7 +1841,7 @@ func (x *DeleteReply) String() string {
 func (*DeleteReply) ProtoMessage() {}
 
 func (x *DeleteReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[23]
+	mi := &file_vm_v1_vm_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1761,7 +1854,7 @@ func (x *DeleteReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteReply.ProtoReflect.Descriptor instead.
 func (*DeleteReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{23}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteReply) GetContainer() *Container {
@@ -1795,7 +1888,7 @@ type ConfigRequest struct {
 
 func (x *ConfigRequest) Reset() {
 	*x = ConfigRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[24]
+	mi := &file_vm_v1_vm_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1807,7 +1900,7 @@ func (x *ConfigRequest) String() string {
 func (*ConfigRequest) ProtoMessage() {}
 
 func (x *ConfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[24]
+	mi := &file_vm_v1_vm_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1820,7 +1913,7 @@ func (x *ConfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigRequest.ProtoReflect.Descriptor instead.
 func (*ConfigRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{24}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ConfigRequest) GetRef() *ContainerRef {
@@ -1839,7 +1932,7 @@ type ConfigReply struct {
 
 func (x *ConfigReply) Reset() {
 	*x = ConfigReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[25]
+	mi := &file_vm_v1_vm_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +1944,7 @@ func (x *ConfigReply) String() string {
 func (*ConfigReply) ProtoMessage() {}
 
 func (x *ConfigReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[25]
+	mi := &file_vm_v1_vm_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +1957,7 @@ func (x *ConfigReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigReply.ProtoReflect.Descriptor instead.
 func (*ConfigReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{25}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ConfigReply) GetConfig() string {
@@ -1887,7 +1980,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[26]
+	mi := &file_vm_v1_vm_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1899,7 +1992,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[26]
+	mi := &file_vm_v1_vm_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1912,7 +2005,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{26}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExecRequest) GetRef() *ContainerRef {
@@ -1959,7 +2052,7 @@ type ExecReply struct {
 
 func (x *ExecReply) Reset() {
 	*x = ExecReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[27]
+	mi := &file_vm_v1_vm_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1971,7 +2064,7 @@ func (x *ExecReply) String() string {
 func (*ExecReply) ProtoMessage() {}
 
 func (x *ExecReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[27]
+	mi := &file_vm_v1_vm_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +2077,7 @@ func (x *ExecReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecReply.ProtoReflect.Descriptor instead.
 func (*ExecReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{27}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ExecReply) GetChannel() uint32 {
@@ -2003,7 +2096,7 @@ type ProcessesRequest struct {
 
 func (x *ProcessesRequest) Reset() {
 	*x = ProcessesRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[28]
+	mi := &file_vm_v1_vm_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2015,7 +2108,7 @@ func (x *ProcessesRequest) String() string {
 func (*ProcessesRequest) ProtoMessage() {}
 
 func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[28]
+	mi := &file_vm_v1_vm_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2028,7 +2121,7 @@ func (x *ProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{28}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProcessesRequest) GetRef() *ContainerRef {
@@ -2047,7 +2140,7 @@ type ProcessesReply struct {
 
 func (x *ProcessesReply) Reset() {
 	*x = ProcessesReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[29]
+	mi := &file_vm_v1_vm_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2152,7 @@ func (x *ProcessesReply) String() string {
 func (*ProcessesReply) ProtoMessage() {}
 
 func (x *ProcessesReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[29]
+	mi := &file_vm_v1_vm_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2165,7 @@ func (x *ProcessesReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesReply.ProtoReflect.Descriptor instead.
 func (*ProcessesReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{29}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProcessesReply) GetPids() []int32 {
@@ -2094,7 +2187,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[30]
+	mi := &file_vm_v1_vm_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2199,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[30]
+	mi := &file_vm_v1_vm_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2212,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{30}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *UpdateRequest) GetRef() *ContainerRef {
@@ -2146,7 +2239,7 @@ type UpdateReply struct {
 
 func (x *UpdateReply) Reset() {
 	*x = UpdateReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[31]
+	mi := &file_vm_v1_vm_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2158,7 +2251,7 @@ func (x *UpdateReply) String() string {
 func (*UpdateReply) ProtoMessage() {}
 
 func (x *UpdateReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[31]
+	mi := &file_vm_v1_vm_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2171,7 +2264,7 @@ func (x *UpdateReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateReply.ProtoReflect.Descriptor instead.
 func (*UpdateReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{31}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UpdateReply) GetContainer() *Container {
@@ -2197,7 +2290,7 @@ type PauseRequest struct {
 
 func (x *PauseRequest) Reset() {
 	*x = PauseRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[32]
+	mi := &file_vm_v1_vm_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2302,7 @@ func (x *PauseRequest) String() string {
 func (*PauseRequest) ProtoMessage() {}
 
 func (x *PauseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[32]
+	mi := &file_vm_v1_vm_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2315,7 @@ func (x *PauseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseRequest.ProtoReflect.Descriptor instead.
 func (*PauseRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{32}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *PauseRequest) GetRef() *ContainerRef {
@@ -2240,7 +2333,7 @@ type PauseReply struct {
 
 func (x *PauseReply) Reset() {
 	*x = PauseReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[33]
+	mi := &file_vm_v1_vm_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2345,7 @@ func (x *PauseReply) String() string {
 func (*PauseReply) ProtoMessage() {}
 
 func (x *PauseReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[33]
+	mi := &file_vm_v1_vm_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2358,7 @@ func (x *PauseReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseReply.ProtoReflect.Descriptor instead.
 func (*PauseReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{33}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{34}
 }
 
 type ResumeRequest struct {
@@ -2277,7 +2370,7 @@ type ResumeRequest struct {
 
 func (x *ResumeRequest) Reset() {
 	*x = ResumeRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[34]
+	mi := &file_vm_v1_vm_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2289,7 +2382,7 @@ func (x *ResumeRequest) String() string {
 func (*ResumeRequest) ProtoMessage() {}
 
 func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[34]
+	mi := &file_vm_v1_vm_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2302,7 +2395,7 @@ func (x *ResumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeRequest.ProtoReflect.Descriptor instead.
 func (*ResumeRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{34}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ResumeRequest) GetRef() *ContainerRef {
@@ -2320,7 +2413,7 @@ type ResumeReply struct {
 
 func (x *ResumeReply) Reset() {
 	*x = ResumeReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[35]
+	mi := &file_vm_v1_vm_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2425,7 @@ func (x *ResumeReply) String() string {
 func (*ResumeReply) ProtoMessage() {}
 
 func (x *ResumeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[35]
+	mi := &file_vm_v1_vm_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2438,7 @@ func (x *ResumeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeReply.ProtoReflect.Descriptor instead.
 func (*ResumeReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{35}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{36}
 }
 
 // Stats of a VM and its containers as the guest and the host see them.
@@ -2358,7 +2451,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[36]
+	mi := &file_vm_v1_vm_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2370,7 +2463,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[36]
+	mi := &file_vm_v1_vm_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2383,7 +2476,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{36}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StatsRequest) GetRef() *ContainerRef {
@@ -2408,7 +2501,7 @@ type StatsReply struct {
 
 func (x *StatsReply) Reset() {
 	*x = StatsReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[37]
+	mi := &file_vm_v1_vm_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2420,7 +2513,7 @@ func (x *StatsReply) String() string {
 func (*StatsReply) ProtoMessage() {}
 
 func (x *StatsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[37]
+	mi := &file_vm_v1_vm_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2433,7 +2526,7 @@ func (x *StatsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsReply.ProtoReflect.Descriptor instead.
 func (*StatsReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{37}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StatsReply) GetSandbox() string {
@@ -2508,7 +2601,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x05relay\x18\x02 \x01(\v2\x15.bulkhead.vm.v1.RelayR\x05relay\x12\x18\n" +
 	"\achannel\x18\x03 \x01(\rR\achannel\x124\n" +
-	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"\xe6\x06\n" +
+	"\astarted\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\"\x9c\a\n" +
 	"\tContainer\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x18\n" +
@@ -2532,7 +2625,8 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\foperation_id\x18\x12 \x01(\tR\voperationId\x12,\n" +
 	"\x12start_operation_id\x18\x13 \x01(\tR\x10startOperationId\x12\x1c\n" +
 	"\tresources\x18\x14 \x01(\tR\tresources\x12#\n" +
-	"\rselinux_label\x18( \x01(\tR\fselinuxLabel\x1a>\n" +
+	"\rselinux_label\x18( \x01(\tR\fselinuxLabel\x124\n" +
+	"\bfollowed\x182 \x03(\v2\x18.bulkhead.vm.v1.FollowedR\bfollowed\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xec\x04\n" +
@@ -2562,12 +2656,19 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"mountLabel\x1aT\n" +
 	"\vPhasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
-	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"y\n" +
+	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"\xaf\x01\n" +
 	"\vHandedMount\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12 \n" +
 	"\vdestination\x18\x02 \x01(\tR\vdestination\x12\x1b\n" +
 	"\tread_only\x18\x03 \x01(\bR\breadOnly\x12\x15\n" +
-	"\x06is_dir\x18\x04 \x01(\bR\x05isDir\"y\n" +
+	"\x06is_dir\x18\x04 \x01(\bR\x05isDir\x124\n" +
+	"\bfollowed\x18\x05 \x01(\v2\x18.bulkhead.vm.v1.FollowedR\bfollowed\"\x88\x01\n" +
+	"\bFollowed\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x19\n" +
+	"\bmount_id\x18\x02 \x01(\x04R\amountId\x12\x16\n" +
+	"\x06nested\x18\x03 \x01(\bR\x06nested\x12\x14\n" +
+	"\x05place\x18\x04 \x01(\tR\x05place\x12\x1b\n" +
+	"\tread_only\x18\x05 \x01(\bR\breadOnly\"y\n" +
 	"\x0fJoinedNamespace\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
@@ -2707,7 +2808,7 @@ func file_vm_v1_vm_proto_rawDescGZIP() []byte {
 }
 
 var file_vm_v1_vm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_vm_v1_vm_proto_goTypes = []any{
 	(ContainerStatus)(0),          // 0: bulkhead.vm.v1.ContainerStatus
 	(*ContainerRef)(nil),          // 1: bulkhead.vm.v1.ContainerRef
@@ -2717,94 +2818,97 @@ var file_vm_v1_vm_proto_goTypes = []any{
 	(*Container)(nil),             // 5: bulkhead.vm.v1.Container
 	(*Sandbox)(nil),               // 6: bulkhead.vm.v1.Sandbox
 	(*HandedMount)(nil),           // 7: bulkhead.vm.v1.HandedMount
-	(*JoinedNamespace)(nil),       // 8: bulkhead.vm.v1.JoinedNamespace
-	(*HandedDevice)(nil),          // 9: bulkhead.vm.v1.HandedDevice
-	(*DeviceBind)(nil),            // 10: bulkhead.vm.v1.DeviceBind
-	(*CreateRequest)(nil),         // 11: bulkhead.vm.v1.CreateRequest
-	(*CreateReply)(nil),           // 12: bulkhead.vm.v1.CreateReply
-	(*LocateRequest)(nil),         // 13: bulkhead.vm.v1.LocateRequest
-	(*LocateReply)(nil),           // 14: bulkhead.vm.v1.LocateReply
-	(*StartRequest)(nil),          // 15: bulkhead.vm.v1.StartRequest
-	(*StartReply)(nil),            // 16: bulkhead.vm.v1.StartReply
-	(*StateRequest)(nil),          // 17: bulkhead.vm.v1.StateRequest
-	(*StateReply)(nil),            // 18: bulkhead.vm.v1.StateReply
-	(*ListRequest)(nil),           // 19: bulkhead.vm.v1.ListRequest
-	(*ListReply)(nil),             // 20: bulkhead.vm.v1.ListReply
-	(*KillRequest)(nil),           // 21: bulkhead.vm.v1.KillRequest
-	(*KillReply)(nil),             // 22: bulkhead.vm.v1.KillReply
-	(*DeleteRequest)(nil),         // 23: bulkhead.vm.v1.DeleteRequest
-	(*DeleteReply)(nil),           // 24: bulkhead.vm.v1.DeleteReply
-	(*ConfigRequest)(nil),         // 25: bulkhead.vm.v1.ConfigRequest
-	(*ConfigReply)(nil),           // 26: bulkhead.vm.v1.ConfigReply
-	(*ExecRequest)(nil),           // 27: bulkhead.vm.v1.ExecRequest
-	(*ExecReply)(nil),             // 28: bulkhead.vm.v1.ExecReply
-	(*ProcessesRequest)(nil),      // 29: bulkhead.vm.v1.ProcessesRequest
-	(*ProcessesReply)(nil),        // 30: bulkhead.vm.v1.ProcessesReply
-	(*UpdateRequest)(nil),         // 31: bulkhead.vm.v1.UpdateRequest
-	(*UpdateReply)(nil),           // 32: bulkhead.vm.v1.UpdateReply
-	(*PauseRequest)(nil),          // 33: bulkhead.vm.v1.PauseRequest
-	(*PauseReply)(nil),            // 34: bulkhead.vm.v1.PauseReply
-	(*ResumeRequest)(nil),         // 35: bulkhead.vm.v1.ResumeRequest
-	(*ResumeReply)(nil),           // 36: bulkhead.vm.v1.ResumeReply
-	(*StatsRequest)(nil),          // 37: bulkhead.vm.v1.StatsRequest
-	(*StatsReply)(nil),            // 38: bulkhead.vm.v1.StatsReply
-	nil,                           // 39: bulkhead.vm.v1.Container.AnnotationsEntry
-	nil,                           // 40: bulkhead.vm.v1.Sandbox.PhasesEntry
-	nil,                           // 41: bulkhead.vm.v1.LocateRequest.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 42: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 43: google.protobuf.Duration
+	(*Followed)(nil),              // 8: bulkhead.vm.v1.Followed
+	(*JoinedNamespace)(nil),       // 9: bulkhead.vm.v1.JoinedNamespace
+	(*HandedDevice)(nil),          // 10: bulkhead.vm.v1.HandedDevice
+	(*DeviceBind)(nil),            // 11: bulkhead.vm.v1.DeviceBind
+	(*CreateRequest)(nil),         // 12: bulkhead.vm.v1.CreateRequest
+	(*CreateReply)(nil),           // 13: bulkhead.vm.v1.CreateReply
+	(*LocateRequest)(nil),         // 14: bulkhead.vm.v1.LocateRequest
+	(*LocateReply)(nil),           // 15: bulkhead.vm.v1.LocateReply
+	(*StartRequest)(nil),          // 16: bulkhead.vm.v1.StartRequest
+	(*StartReply)(nil),            // 17: bulkhead.vm.v1.StartReply
+	(*StateRequest)(nil),          // 18: bulkhead.vm.v1.StateRequest
+	(*StateReply)(nil),            // 19: bulkhead.vm.v1.StateReply
+	(*ListRequest)(nil),           // 20: bulkhead.vm.v1.ListRequest
+	(*ListReply)(nil),             // 21: bulkhead.vm.v1.ListReply
+	(*KillRequest)(nil),           // 22: bulkhead.vm.v1.KillRequest
+	(*KillReply)(nil),             // 23: bulkhead.vm.v1.KillReply
+	(*DeleteRequest)(nil),         // 24: bulkhead.vm.v1.DeleteRequest
+	(*DeleteReply)(nil),           // 25: bulkhead.vm.v1.DeleteReply
+	(*ConfigRequest)(nil),         // 26: bulkhead.vm.v1.ConfigRequest
+	(*ConfigReply)(nil),           // 27: bulkhead.vm.v1.ConfigReply
+	(*ExecRequest)(nil),           // 28: bulkhead.vm.v1.ExecRequest
+	(*ExecReply)(nil),             // 29: bulkhead.vm.v1.ExecReply
+	(*ProcessesRequest)(nil),      // 30: bulkhead.vm.v1.ProcessesRequest
+	(*ProcessesReply)(nil),        // 31: bulkhead.vm.v1.ProcessesReply
+	(*UpdateRequest)(nil),         // 32: bulkhead.vm.v1.UpdateRequest
+	(*UpdateReply)(nil),           // 33: bulkhead.vm.v1.UpdateReply
+	(*PauseRequest)(nil),          // 34: bulkhead.vm.v1.PauseRequest
+	(*PauseReply)(nil),            // 35: bulkhead.vm.v1.PauseReply
+	(*ResumeRequest)(nil),         // 36: bulkhead.vm.v1.ResumeRequest
+	(*ResumeReply)(nil),           // 37: bulkhead.vm.v1.ResumeReply
+	(*StatsRequest)(nil),          // 38: bulkhead.vm.v1.StatsRequest
+	(*StatsReply)(nil),            // 39: bulkhead.vm.v1.StatsReply
+	nil,                           // 40: bulkhead.vm.v1.Container.AnnotationsEntry
+	nil,                           // 41: bulkhead.vm.v1.Sandbox.PhasesEntry
+	nil,                           // 42: bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 43: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 44: google.protobuf.Duration
 }
 var file_vm_v1_vm_proto_depIdxs = []int32{
-	42, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
+	43, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
 	3,  // 1: bulkhead.vm.v1.Exec.relay:type_name -> bulkhead.vm.v1.Relay
-	42, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
+	43, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
 	1,  // 3: bulkhead.vm.v1.Container.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	0,  // 4: bulkhead.vm.v1.Container.status:type_name -> bulkhead.vm.v1.ContainerStatus
-	39, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
+	40, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
 	3,  // 6: bulkhead.vm.v1.Container.relay:type_name -> bulkhead.vm.v1.Relay
-	42, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
-	42, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
+	43, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
+	43, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
 	2,  // 9: bulkhead.vm.v1.Container.exit:type_name -> bulkhead.vm.v1.Exit
 	4,  // 10: bulkhead.vm.v1.Container.execs:type_name -> bulkhead.vm.v1.Exec
-	42, // 11: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
-	40, // 12: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
-	10, // 13: bulkhead.vm.v1.HandedDevice.binds:type_name -> bulkhead.vm.v1.DeviceBind
-	1,  // 14: bulkhead.vm.v1.CreateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	7,  // 15: bulkhead.vm.v1.CreateRequest.mounts:type_name -> bulkhead.vm.v1.HandedMount
-	3,  // 16: bulkhead.vm.v1.CreateRequest.relay:type_name -> bulkhead.vm.v1.Relay
-	8,  // 17: bulkhead.vm.v1.CreateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
-	9,  // 18: bulkhead.vm.v1.CreateRequest.devices:type_name -> bulkhead.vm.v1.HandedDevice
-	5,  // 19: bulkhead.vm.v1.CreateReply.container:type_name -> bulkhead.vm.v1.Container
-	6,  // 20: bulkhead.vm.v1.CreateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 21: bulkhead.vm.v1.LocateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	41, // 22: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
-	8,  // 23: bulkhead.vm.v1.LocateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
-	1,  // 24: bulkhead.vm.v1.StartRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 25: bulkhead.vm.v1.StartReply.container:type_name -> bulkhead.vm.v1.Container
-	6,  // 26: bulkhead.vm.v1.StartReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 27: bulkhead.vm.v1.StateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 28: bulkhead.vm.v1.StateReply.container:type_name -> bulkhead.vm.v1.Container
-	5,  // 29: bulkhead.vm.v1.ListReply.containers:type_name -> bulkhead.vm.v1.Container
-	6,  // 30: bulkhead.vm.v1.ListReply.sandboxes:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 31: bulkhead.vm.v1.KillRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 32: bulkhead.vm.v1.DeleteRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 33: bulkhead.vm.v1.DeleteReply.container:type_name -> bulkhead.vm.v1.Container
-	1,  // 34: bulkhead.vm.v1.ConfigRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 35: bulkhead.vm.v1.ExecRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	3,  // 36: bulkhead.vm.v1.ExecRequest.relay:type_name -> bulkhead.vm.v1.Relay
-	1,  // 37: bulkhead.vm.v1.ProcessesRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 38: bulkhead.vm.v1.UpdateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 39: bulkhead.vm.v1.UpdateReply.container:type_name -> bulkhead.vm.v1.Container
-	6,  // 40: bulkhead.vm.v1.UpdateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 41: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 42: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 43: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	43, // 44: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	8,  // 11: bulkhead.vm.v1.Container.followed:type_name -> bulkhead.vm.v1.Followed
+	43, // 12: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
+	41, // 13: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
+	8,  // 14: bulkhead.vm.v1.HandedMount.followed:type_name -> bulkhead.vm.v1.Followed
+	11, // 15: bulkhead.vm.v1.HandedDevice.binds:type_name -> bulkhead.vm.v1.DeviceBind
+	1,  // 16: bulkhead.vm.v1.CreateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	7,  // 17: bulkhead.vm.v1.CreateRequest.mounts:type_name -> bulkhead.vm.v1.HandedMount
+	3,  // 18: bulkhead.vm.v1.CreateRequest.relay:type_name -> bulkhead.vm.v1.Relay
+	9,  // 19: bulkhead.vm.v1.CreateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
+	10, // 20: bulkhead.vm.v1.CreateRequest.devices:type_name -> bulkhead.vm.v1.HandedDevice
+	5,  // 21: bulkhead.vm.v1.CreateReply.container:type_name -> bulkhead.vm.v1.Container
+	6,  // 22: bulkhead.vm.v1.CreateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 23: bulkhead.vm.v1.LocateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	42, // 24: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	9,  // 25: bulkhead.vm.v1.LocateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
+	1,  // 26: bulkhead.vm.v1.StartRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 27: bulkhead.vm.v1.StartReply.container:type_name -> bulkhead.vm.v1.Container
+	6,  // 28: bulkhead.vm.v1.StartReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 29: bulkhead.vm.v1.StateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 30: bulkhead.vm.v1.StateReply.container:type_name -> bulkhead.vm.v1.Container
+	5,  // 31: bulkhead.vm.v1.ListReply.containers:type_name -> bulkhead.vm.v1.Container
+	6,  // 32: bulkhead.vm.v1.ListReply.sandboxes:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 33: bulkhead.vm.v1.KillRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 34: bulkhead.vm.v1.DeleteRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 35: bulkhead.vm.v1.DeleteReply.container:type_name -> bulkhead.vm.v1.Container
+	1,  // 36: bulkhead.vm.v1.ConfigRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 37: bulkhead.vm.v1.ExecRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	3,  // 38: bulkhead.vm.v1.ExecRequest.relay:type_name -> bulkhead.vm.v1.Relay
+	1,  // 39: bulkhead.vm.v1.ProcessesRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 40: bulkhead.vm.v1.UpdateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 41: bulkhead.vm.v1.UpdateReply.container:type_name -> bulkhead.vm.v1.Container
+	6,  // 42: bulkhead.vm.v1.UpdateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 43: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 44: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 45: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	44, // 46: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
+	47, // [47:47] is the sub-list for method output_type
+	47, // [47:47] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_vm_v1_vm_proto_init() }
@@ -2818,7 +2922,7 @@ func file_vm_v1_vm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vm_v1_vm_proto_rawDesc), len(file_vm_v1_vm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

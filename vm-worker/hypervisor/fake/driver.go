@@ -35,6 +35,8 @@ type Options struct {
 	DiskError   func(hypervisor.Disk) error
 	// UpdateError, when set, may make a guest refuse the limits it is given.
 	UpdateError func(resources string) error
+	// Mirrored, when set, is told of every look at the host's mounts.
+	Mirrored func(hypervisor.Followed)
 	// Mute makes guests that never open their link.
 	Mute bool
 	Log  hclog.Logger

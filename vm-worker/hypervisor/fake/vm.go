@@ -129,6 +129,14 @@ func (v *vm) AttachMount(ctx context.Context, _ *os.File, relPath string, _, rea
 	return nil
 }
 
+// MirrorMounts only tells: the host's mounts are not in a fake guest.
+func (v *vm) MirrorMounts(ctx context.Context, f hypervisor.Followed) error {
+	if v.driver.options.Mirrored != nil {
+		v.driver.options.Mirrored(f)
+	}
+	return ctx.Err()
+}
+
 func (v *vm) DetachMounts(_ context.Context, relPrefix string) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"bulkhead/vm-worker/hypervisor"
 	"bulkhead/vm-worker/share"
 
 	"golang.org/x/sys/unix"
@@ -116,6 +117,107 @@ func TestAttachedMountsAreSeenByTheGuestAlone(t *testing.T) {
 	}
 	if err := v.AttachMount(t.Context(), second, "k/rootfs", true, false); err != nil {
 		t.Errorf("attaching again after the detach: %v", err)
+	}
+}
+
+// mountTmpfs mounts a tmpfs with one file, with the propagation, until the test ends.
+func mountTmpfs(t *testing.T, dir, file string, propagation uintptr) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := unix.Mount("", dir, "", propagation, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, file), []byte("from "+file), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLaterMountsOfTheHostAppear(t *testing.T) {
+	t.Parallel()
+	v := startVM(t, newSpec(t))
+	c := connect(t, v)
+	c.ready()
+	src := filepath.Join(t.TempDir(), "src")
+	mountTmpfs(t, src, "base", unix.MS_SHARED)
+	mountTmpfs(t, src+"/early", "one", unix.MS_SHARED)
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, src, 0, unix.STATX_MNT_ID, &st); err != nil {
+		t.Fatal(err)
+	}
+	follow := func(place string, readOnly bool) func() {
+		tree := openTree(t, src)
+		defer tree.Close()
+		private := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+		if err := unix.MountSetattr(int(tree.Fd()), "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &private); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.AttachMount(t.Context(), tree, place, true, readOnly); err != nil {
+			t.Fatal(err)
+		}
+		f := hypervisor.Followed{Source: src, MountID: st.Mnt_id, Nested: true, Place: place, ReadOnly: readOnly}
+		return func() {
+			t.Helper()
+			if err := v.MirrorMounts(t.Context(), f); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	writable, protected := follow("k/m0", false), follow("k/m1", true)
+	mirror := func() { t.Helper(); writable(); protected() }
+	expect := func(ask, want string) {
+		t.Helper()
+		if got := c.ask(ask); !strings.HasSuffix(got, want) {
+			t.Errorf("the guest's %q gives %q, want %q", ask, got, want)
+		}
+	}
+	const share = "/run/share/k/"
+	mirror() // what was cloned is not attached once more
+	expect("list "+share+"m0/early", "one")
+
+	mountTmpfs(t, src+"/late", "two", unix.MS_SHARED)
+	mountTmpfs(t, src+"/late/deep", "three", unix.MS_SHARED)
+	mountTmpfs(t, src+"/early", "over", unix.MS_PRIVATE)
+	mirror()
+	expect("read "+share+"m0/late/two", "from two")
+	expect("read "+share+"m0/late/deep/three", "from three")
+	expect("list "+share+"m0/early", "over")
+	expect("write "+share+"m0/late/back text", "ok")
+	expect("write "+share+"m1/late/back text", "read-only file system")
+	if got := readFile(t, src+"/late/back"); got != "text" {
+		t.Errorf("the host sees %q", got)
+	}
+	table := readFile(t, fmt.Sprintf("/proc/%d/mountinfo", v.Record().PID))
+	if n := strings.Count(table, " /share/k/"); n != 2*5 {
+		t.Errorf("%d mounts are attached instead of 10:\n%s", n, table)
+	}
+	for line := range strings.Lines(table) {
+		f := strings.Fields(line)
+		if strings.HasPrefix(f[4], "/share/k/") && (!strings.Contains(f[5], "nosuid,nodev,noexec") || f[6] != "-") {
+			t.Errorf("an attached mount lacks nosuid, nodev or noexec, or is not private: %s", line)
+		}
+	}
+
+	// The guest keeps no mount of the host busy.
+	for _, dir := range []string{"/late/deep", "/late", "/early"} {
+		if err := unix.Unmount(src+dir, 0); err != nil {
+			t.Errorf("unmounting %s: %v", dir, err)
+		}
+	}
+	mirror()
+	expect("list "+share+"m0/late", "")
+	expect("list "+share+"m0/early", "one")
+
+	if err := v.DetachMounts(t.Context(), "k"); err != nil {
+		t.Error(err)
+	}
+	if got := readFile(t, fmt.Sprintf("/proc/%d/mountinfo", v.Record().PID)); strings.Contains(got, " /share/k/") {
+		t.Errorf("after the detach the VM still has\n%s", got)
 	}
 }
 

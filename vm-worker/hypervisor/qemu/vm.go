@@ -239,6 +239,14 @@ func (v *vm) AttachMount(ctx context.Context, mount *os.File, relPath string, is
 	return v.wrap(share.Attach(ctx, v.pidfd, mount, relPath, isDir, readOnly))
 }
 
+func (v *vm) MirrorMounts(ctx context.Context, f hypervisor.Followed) error {
+	err := share.Mirror(ctx, v.pidfd, share.Followed(f))
+	if err != nil && v.gone() {
+		return nil // its mounts went with its process
+	}
+	return v.wrap(err)
+}
+
 func (v *vm) DetachMounts(ctx context.Context, relPrefix string) error {
 	err := share.Detach(ctx, v.pidfd, relPrefix)
 	if err != nil && v.gone() {
