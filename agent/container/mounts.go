@@ -93,6 +93,8 @@ func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
 		case !slices.Contains(guestTypes, m.Type):
 			return nil, fmt.Errorf("%w: mount %q: type %q is not supported in the guest", ErrInvalid, m.Destination, m.Type)
 		}
+		// It means nothing (mount(8)), and libcontainer would hand it to the file system.
+		m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "defaults" })
 		out = append(out, m)
 	}
 	for destination := range shares {

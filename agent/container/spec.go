@@ -72,6 +72,10 @@ func translate(spec *specs.Spec, key string, layout layout, joined joined) (*tra
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
+	if t.config.Capabilities == nil {
+		// None are asked for, so there are none; libcontainer would leave those of PID 1.
+		t.config.Capabilities = &configs.Capabilities{}
+	}
 	if r := spec.Linux.Resources; r != nil && r.CPU != nil && r.CPU.Shares != nil && *r.CPU.Shares > 0 {
 		t.config.Cgroups.Resources.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(*r.CPU.Shares)
 	}

@@ -24,6 +24,14 @@ func translated(t *testing.T, config string, l layout) *configs.Config {
 	return got.config
 }
 
+func TestAProcessWithoutCapabilitiesHasNone(t *testing.T) {
+	t.Parallel()
+	config := translated(t, `{"root":{},"process":{"args":["/bin/true"]}}`, layout{share: "/run/share", rootfs: "0123abcd-web/rootfs"})
+	if c := config.Capabilities; c == nil || len(c.Bounding)+len(c.Effective)+len(c.Permitted)+len(c.Inheritable)+len(c.Ambient) != 0 {
+		t.Errorf("capabilities are %+v; nil would leave those of the agent", c)
+	}
+}
+
 func TestSpecificationIsTranslatedIntoTheGuest(t *testing.T) {
 	t.Parallel()
 	config := translated(t, `{

@@ -121,7 +121,7 @@ func (r *Results) Text() string {
 		for _, c := range part.Cases {
 			for _, runtime := range r.Runtimes {
 				if got := c.By[runtime]; got.Verdict != Pass {
-					fmt.Fprintf(&b, "%-9s %-4s %s: %s\n", runtime, got.Verdict, c.Name, firstLine(got.Problem))
+					fmt.Fprintf(&b, "%-9s %-4s %s: %s\n", runtime, got.Verdict, c.Name, orDefault(got.Reason, firstLine(got.Problem)))
 				}
 			}
 		}
@@ -132,6 +132,13 @@ func (r *Results) Text() string {
 		}
 	}
 	return b.String()
+}
+
+func orDefault(value, otherwise string) string {
+	if value == "" {
+		return otherwise
+	}
+	return value
 }
 
 func firstLine(text string) string {

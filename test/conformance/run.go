@@ -179,10 +179,18 @@ func (r *run) run(ctx context.Context) {
 // surprises tells of the outcomes that were not declared.
 func (r *run) surprises() []string {
 	var lines []string
+	said := ""
 	for _, c := range r.cases() {
-		if deviation := c.deviation(r.stage.Runtime.Name, r.outcomes[c.Name]); deviation != "" {
-			lines = append(lines, fmt.Sprintf("%s: %s: %s", r.stage.Runtime.Name, c.Name, deviation))
+		deviation := c.deviation(r.stage.Runtime.Name, r.outcomes[c.Name])
+		if deviation == "" {
+			continue
 		}
+		line := deviation
+		if deviation == said {
+			line = "as above"
+		}
+		said = deviation
+		lines = append(lines, fmt.Sprintf("%s: %s: %s", r.stage.Runtime.Name, c.Name, line))
 	}
 	return lines
 }

@@ -31,8 +31,14 @@ type inside struct {
 // look is a case that a report answers for.
 type look struct {
 	name, says string
-	see        func(r *probe.Report) error
+	see        func(r *found) error
 	declared   map[string]conformance.Declaration
+}
+
+// found is what the probe reported, and the bundle that it ran from.
+type found struct {
+	*probe.Report
+	bundle string
 }
 
 func (i inside) group() conformance.Group {
@@ -55,7 +61,7 @@ func (i inside) group() conformance.Group {
 	return g
 }
 
-func (i inside) report(ctx context.Context, o *oci) (*probe.Report, error) {
+func (i inside) report(ctx context.Context, o *oci) (*found, error) {
 	spec := host.NewSpec("/bin/probe")
 	bundle, err := o.bundle(spec)
 	if err != nil {
@@ -79,8 +85,8 @@ func (i inside) report(ctx context.Context, o *oci) (*probe.Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	report := &probe.Report{}
-	if err := json.Unmarshal([]byte(c.Stdout.String()), report); err != nil {
+	report := &found{&probe.Report{}, bundle}
+	if err := json.Unmarshal([]byte(c.Stdout.String()), report.Report); err != nil {
 		return nil, fmt.Errorf("the probe said %q and %q: %w", c.Stdout, c.Stderr, err)
 	}
 	return report, nil
