@@ -24,7 +24,7 @@ var buildOnce = sync.OnceValues(buildGuest)
 // skips the test in words when the machine cannot.
 func guestImage(t testing.TB) guest {
 	t.Helper()
-	for _, tool := range []string{"qemu-system-x86_64", "mke2fs", "debugfs"} {
+	for _, tool := range []string{"qemu-system-x86_64", "mke2fs", "debugfs", "secilc"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("needs %s, which is not installed: %v", tool, err)
 		}

@@ -111,4 +111,15 @@ func systemCalls(t *testing.T, vm *vmtest.VM) {
 		t.Errorf("a 32-bit program under a 64-bit filter ended with %d, want %d", code, killed)
 	}
 	other.delete(t)
+
+	// The filter that engines give, with an error number of its own for what it does not list.
+	withProbe(t, vm, "default")
+	last := create(t, vm, "default", process("probe", "call", "272", "268435456"), func(s *specs.Spec) { // unshare(CLONE_NEWUSER)
+		s.Linux.Seccomp.DefaultErrnoRet = ptr(uint(wrong))
+	})
+	last.start(t)
+	if exit(t, last.Relay); last.Output() != "error 71\n" {
+		t.Errorf("under Docker's filter unshare says %q", last.Output()+last.ErrOutput())
+	}
+	last.delete(t)
 }

@@ -20,12 +20,12 @@ const shareLabel = "system_u:object_r:container_file_t:s0:c1"
 
 func labelled(s *specs.Spec) { s.Linux.MountLabel = shareLabel }
 
-// as is a process with a label, and with all it takes to mount.
+// as is a process with a label, and with all it takes to mount and to read the kernel's log.
 func as(label string, args ...string) *specs.Process {
 	p := process(args...)
 	p.SelinuxLabel = label
 	for _, set := range []*[]string{&p.Capabilities.Bounding, &p.Capabilities.Effective, &p.Capabilities.Permitted} {
-		*set = append(slices.Clone(*set), "CAP_SYS_ADMIN")
+		*set = append(slices.Clone(*set), "CAP_SYS_ADMIN", "CAP_SYSLOG")
 	}
 	return p
 }
@@ -76,6 +76,8 @@ func TestSELinuxKeepsContainersOfOneVMApart(t *testing.T) {
 		{"a type that may mount", as("system_u:system_r:container_init_t:s0:c1,c2", "sh", "-c", "mount -t tmpfs none /tmp && touch /tmp/x && echo mounted"), "mounted\n", 0},
 		{"files: its own", as(first, "sh", "-c", "echo x >/root/f && cat /root/f && echo y >/dev/shm/f && cat /dev/shm/f"), "x\ny\n", 0},
 		{"files of other categories, the program among them", as("system_u:system_r:container_t:s0:c5", "true"), "permission denied", 255},
+		{"no label does not switch it off", as("", "sh", "-c", "mount -t selinuxfs none /tmp && echo 0 >/tmp/enforce"), "Permission denied", 255},
+		{"what was denied is in the kernel's log", as("", "sh", "-c", "busybox dmesg | grep -o 'denied  { connectto }' | head -n 1"), "denied  { connectto }\n", 0},
 		{"no new privileges", func() *specs.Process {
 			p := as(first, "cat", "/proc/self/attr/current")
 			p.NoNewPrivileges = true
@@ -98,6 +100,16 @@ func TestSELinuxKeepsContainersOfOneVMApart(t *testing.T) {
 			if connected := strings.Contains(e.Output(), "connected"); !strings.Contains(e.Output(), want) || connected != (want == first) {
 				t.Errorf("an exec with label %q ended with %d and %q", label, code, e.Output()+e.ErrOutput())
 			}
+		}
+	})
+	t.Run("a terminal", func(t *testing.T) {
+		e := tty(t, server, as(first, "sh", "-c", "tty; stty size; read x; echo got $x"))
+		if err := e.Until(within(t), "24 80"); err != nil {
+			t.Fatal(err)
+		}
+		e.Input("word\n")
+		if code := exit(t, e); code != 0 || !strings.HasSuffix(e.Output(), "got word\r\n") {
+			t.Errorf("ended with %d and %q", code, e.Output())
 		}
 	})
 	t.Run("refused by name", func(t *testing.T) {

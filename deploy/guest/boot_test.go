@@ -20,7 +20,7 @@ import (
 func TestGuestBootsByPVHWithDAX(t *testing.T) {
 	t.Parallel()
 	kernel := builtKernel(t)
-	requireTools(t, "qemu-system-x86_64", "mke2fs", "debugfs")
+	requireTools(t, "qemu-system-x86_64", "mke2fs", "debugfs", "secilc")
 	dir := t.TempDir()
 	buildImage(t, buildInit(t, dir), dir)
 
@@ -78,9 +78,9 @@ func TestGuestBootsByPVHWithDAX(t *testing.T) {
 	t.Logf("guest uptime at the init program: %s s, free memory %s of 128 MiB", got.one("uptime"), mib(got.one("freeram")))
 }
 
-func TestSameAgentGivesSameImage(t *testing.T) {
+func TestSameInputsGiveSameImage(t *testing.T) {
 	t.Parallel()
-	requireTools(t, "mke2fs", "debugfs")
+	requireTools(t, "mke2fs", "debugfs", "secilc")
 	first, second := t.TempDir(), t.TempDir()
 	agent := buildInit(t, first)
 	buildImage(t, agent, first)
@@ -116,7 +116,7 @@ func TestSameAgentGivesSameImage(t *testing.T) {
 
 func TestBuildImageRefusesWhatCannotBePID1(t *testing.T) {
 	t.Parallel()
-	requireTools(t, "mke2fs", "debugfs", "readelf")
+	requireTools(t, "mke2fs", "debugfs", "readelf", "secilc")
 	script := filepath.Join(t.TempDir(), "script")
 	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o700); err != nil {
 		t.Fatal(err)
