@@ -27,6 +27,7 @@ const (
 	// closeTimeout bounds the removal of the containers when the agent ends.
 	closeTimeout = 10 * time.Second
 	stateDir     = "/run/libcontainer"
+	memoryDir    = "/run/memory"
 )
 
 // Deps is what the agent runs with.
@@ -72,7 +73,7 @@ func Run(ctx context.Context, deps Deps) error {
 		Labels:   labels(),
 		FindDisk: findDisk, WeighDisk: guest.WeighDisk,
 		ShareDir: guest.ShareDir,
-		StateDir: stateDir,
+		StateDir: stateDir, MemoryDir: memoryDir,
 	})
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { return orphans.Run(running) })

@@ -17,7 +17,8 @@ import (
 func (a *agent) create(ctx context.Context, req *agentv1.CreateRequest) (*agentv1.CreateReply, error) {
 	shares := make([]container.Share, 0, len(req.GetShares()))
 	for _, s := range req.GetShares() {
-		shares = append(shares, container.Share{Destination: s.GetDestination(), Source: s.GetSource(), ReadOnly: s.GetReadOnly()})
+		shares = append(shares, container.Share{Destination: s.GetDestination(), Source: s.GetSource(), ReadOnly: s.GetReadOnly(),
+			Memory: s.GetMemory(), MemoryBytes: s.GetMemoryBytes()})
 	}
 	joins := make([]container.Join, 0, len(req.GetJoins()))
 	for _, j := range req.GetJoins() {

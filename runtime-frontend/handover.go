@@ -51,8 +51,12 @@ func handOver(ctx context.Context, socket, token string, b *bundle.Bundle) ([]*v
 		if err != nil {
 			return nil, nil, err
 		}
+		memory, err := t.sharedMemory(f)
+		if err != nil {
+			return nil, nil, err
+		}
 		mounts = append(mounts, &vmv1.HandedMount{
-			Index: uint32(i), Destination: t.destination, ReadOnly: t.readOnly, IsDir: t.isDir, Followed: followed,
+			Index: uint32(i), Destination: t.destination, ReadOnly: t.readOnly, IsDir: t.isDir, Followed: followed, Memory: memory,
 		})
 	}
 	for _, d := range b.Devices {

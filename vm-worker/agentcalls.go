@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"strings"
 	"time"
 
@@ -80,11 +81,14 @@ func (s *sandbox) agentCreate(ctx context.Context, rec *vmv1.Container, p *plan)
 		Disks: p.disksForAgent(),
 	}
 	for _, m := range p.mounts {
-		if m.Destination != "/" {
-			req.Shares = append(req.Shares, &agentv1.ShareMount{
-				Destination: m.Destination, Source: m.source, ReadOnly: m.ReadOnly,
-			})
+		if m.Destination == "/" {
+			continue
 		}
+		share := &agentv1.ShareMount{Destination: m.Destination, Source: m.source, ReadOnly: m.ReadOnly}
+		if memory := m.Memory; memory != nil {
+			share.Memory, share.MemoryBytes = fmt.Sprintf("%x-%x", memory.Device, memory.Inode), memory.SizeBytes
+		}
+		req.Shares = append(req.Shares, share)
 	}
 	_, err := callAgent[agentv1.CreateReply](ctx, s, "create", req)
 	return s.plainWords(err)

@@ -243,6 +243,9 @@ func (c *container) openBooks(ctx context.Context, p *plan) error {
 func (c *container) attachMounts(ctx context.Context, p *plan, handed []*os.File) error {
 	vm := c.sb.machine()
 	for _, m := range p.mounts {
+		if m.Memory != nil {
+			continue // the guest has its own
+		}
 		if int(m.Index) >= len(handed) {
 			return bus.Errorf(bus.InvalidArgument, "mount %s names descriptor %d of %d handed over", m.Destination, m.Index, len(handed))
 		}

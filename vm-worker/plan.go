@@ -45,7 +45,7 @@ type plan struct {
 // plannedMount is a handed mount and its place below the guest's share.
 type plannedMount struct {
 	*vmv1.HandedMount
-	source string // relative to the share: <key>/rootfs or <key>/m<index>
+	source string // relative to the share: <key>/rootfs or <key>/m<index>; empty for shared memory
 }
 
 // maxMounts bounds the mounts of one container; a descriptor stands for each.
@@ -102,6 +102,9 @@ func (p *plan) planMounts() error {
 		}
 		if f := m.Followed; f != nil && (!m.IsDir || m.Destination == "/" || !filepath.IsAbs(f.Source) || filepath.Clean(f.Source) != f.Source) {
 			return bus.Errorf(bus.InvalidArgument, "mount %s cannot follow the mounts of the host beneath %q", m.Destination, f.Source)
+		}
+		if m.Memory != nil {
+			source = ""
 		}
 		p.mounts = append(p.mounts, plannedMount{m, source})
 	}

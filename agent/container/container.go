@@ -45,6 +45,8 @@ type Container struct {
 	disks  disks
 	mounts *os.File // the mount namespace, held for the disks; nil without any
 
+	memories []string // shared ones that it has; written under lifecycle
+
 	lifecycle gate
 	freezing  gate
 
@@ -180,6 +182,7 @@ func (c *Container) remove(ctx context.Context) error {
 	if undo != nil {
 		undo()
 	}
+	c.dropMemories()
 	c.m.forget(c)
 	if left := c.leftovers(); len(left) > 0 {
 		c.log.Warn("the removed container left something behind", "left", left)

@@ -81,10 +81,20 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 	if err != nil {
 		return 0, err
 	}
-	t, err := translate(&spec, c.key, layout{share: c.m.cfg.ShareDir, rootfs: req.Rootfs, shares: req.Shares, disks: found}, joined)
+	t, err := translate(&spec, c.key, layout{
+		share: c.m.cfg.ShareDir, rootfs: req.Rootfs, shares: req.Shares, disks: found, memory: c.m.cfg.MemoryDir,
+	}, joined)
 	if err != nil {
 		return 0, err
 	}
+	if err := c.holdMemories(req.Shares, t.config.MountLabel); err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err != nil {
+			c.dropMemories()
+		}
+	}()
 	labelBundle(t.config, req.Bundle)
 	c.rootfs, c.disks = t.config.Rootfs, found
 	undo, err := applySysctl("/proc/sys", t.sysctl)

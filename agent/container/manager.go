@@ -30,6 +30,7 @@ type Config struct {
 	WeighDisk func(major, minor int64) error
 	ShareDir  string // where the share is mounted
 	StateDir  string // libcontainer's state; a tmpfs
+	MemoryDir string // where the memories that containers share are mounted
 }
 
 // Exited is the end of one process.
@@ -48,11 +49,14 @@ type Manager struct {
 
 	mu         sync.Mutex // guards containers
 	containers map[string]*Container
+
+	memoryMu sync.Mutex     // guards memories and their mounts
+	memories map[string]int // how many containers have each
 }
 
 // NewManager returns a manager without containers.
 func NewManager(cfg Config) *Manager {
-	return &Manager{cfg: cfg, containers: make(map[string]*Container)}
+	return &Manager{cfg: cfg, containers: make(map[string]*Container), memories: make(map[string]int)}
 }
 
 // validKey accepts what may become a directory and a cgroup: the host's

@@ -17,6 +17,8 @@ type Share struct {
 	Destination string // path in the container
 	Source      string // path below the share
 	ReadOnly    bool
+	Memory      string // instead of Source: name of a tmpfs that containers share (memory.go)
+	MemoryBytes uint64
 }
 
 // layout says where a container's files are.
@@ -25,6 +27,7 @@ type layout struct {
 	rootfs string // below share
 	shares []Share
 	disks  disks
+	memory string // directory of the shared memories
 }
 
 // path resolves a path below the share. What the host sends is trusted, but a
@@ -34,6 +37,14 @@ func (l layout) path(below string) (string, error) {
 		return "", fmt.Errorf("%w: path %q does not lie below the share", ErrInvalid, below)
 	}
 	return filepath.Join(l.share, below), nil
+}
+
+// place is where the files of a share are.
+func (l layout) place(s Share) (string, error) {
+	if s.Memory != "" {
+		return filepath.Join(l.memory, s.Memory), nil
+	}
+	return l.path(s.Source)
 }
 
 // guestTypes are the file systems that the guest's kernel makes without a
@@ -77,7 +88,7 @@ func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
 			if shares[at] = shares[at][1:]; len(shares[at]) == 0 {
 				delete(shares, at)
 			}
-			source, err := l.path(share.Source)
+			source, err := l.place(share)
 			if err != nil {
 				return nil, fmt.Errorf("mount %q: %w", m.Destination, err)
 			}

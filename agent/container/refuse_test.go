@@ -65,7 +65,7 @@ func TestWhatTheGuestCannotDoIsRefusedByName(t *testing.T) {
 		{`{"linux":{"devices":[{"path":"/dev/x","type":"q"}]}}`, "/dev/x"},
 		{`{"mounts":[{"destination":"/data","type":"bind","source":"/srv"}]}`, "/srv"},
 		{`{"mounts":[{"destination":"/data","type":"nfs","source":"h:/x"}]}`, "nfs"},
-		{`{"mounts":[{"destination":"/data","type":"tmpfs","options":["idmap"]}]}`, "id-mapped"},
+		{`{"mounts":[{"destination":"/data","type":"tmpfs","options":["idmap"]}]}`, "other owners"},
 	} {
 		t.Run(c.names, func(t *testing.T) {
 			t.Parallel()

@@ -47,6 +47,8 @@ func TestPodmanPodsAreOneVM(t *testing.T) {
 	for i, ns := range here {
 		expect(t, ns+" is shared", there[i] == ns, i != 4)
 	}
+	p.do("exec", one, "sh", "-c", "echo kept > /dev/shm/mark")
+	expect(t, "the memory of another member", p.do("exec", two, "sh", "-c", sharedMemory+"; cat /dev/shm/mark"), "tmpfs\n64000\nkept")
 	p.do("stop", "--time", "0", one)
 	expect(t, "the state of the other member", p.inspect(two, ".State.Status"), "running")
 	p.do("start", one) // into the VM that lives

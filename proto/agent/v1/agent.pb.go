@@ -226,6 +226,8 @@ type ShareMount struct {
 	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"` // path in the container
 	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`           // path below the guest's share mount
 	ReadOnly      bool                   `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Memory        string                 `protobuf:"bytes,4,opt,name=memory,proto3" json:"memory,omitempty"`                               // instead of source: name of a tmpfs that the containers of the guest share
+	MemoryBytes   uint64                 `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // its size; 0: the kernel's default
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -279,6 +281,20 @@ func (x *ShareMount) GetReadOnly() bool {
 		return x.ReadOnly
 	}
 	return false
+}
+
+func (x *ShareMount) GetMemory() string {
+	if x != nil {
+		return x.Memory
+	}
+	return ""
+}
+
+func (x *ShareMount) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
 }
 
 // NamespaceJoin is a namespace that a container shares with another one of the
@@ -1698,12 +1714,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aentropy\x18\x04 \x01(\fR\aentropy\x12\x14\n" +
 	"\x05vcpus\x18\x05 \x01(\rR\x05vcpus\"(\n" +
 	"\x0eConfigureReply\x12\x16\n" +
-	"\x06kernel\x18\x01 \x01(\tR\x06kernel\"c\n" +
+	"\x06kernel\x18\x01 \x01(\tR\x06kernel\"\x9e\x01\n" +
 	"\n" +
 	"ShareMount\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +
 	"\x06source\x18\x02 \x01(\tR\x06source\x12\x1b\n" +
-	"\tread_only\x18\x03 \x01(\bR\breadOnly\"A\n" +
+	"\tread_only\x18\x03 \x01(\bR\breadOnly\x12\x16\n" +
+	"\x06memory\x18\x04 \x01(\tR\x06memory\x12!\n" +
+	"\fmemory_bytes\x18\x05 \x01(\x04R\vmemoryBytes\"A\n" +
 	"\rNamespaceJoin\x12\x12\n" +
 	"\x04type\x18\x01 \x01(\tR\x04type\x12\x1c\n" +
 	"\tcontainer\x18\x02 \x01(\tR\tcontainer\"\x8f\x01\n" +
