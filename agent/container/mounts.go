@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -103,6 +104,8 @@ func translateMounts(mounts []specs.Mount, l layout) ([]specs.Mount, error) {
 			}
 		case !slices.Contains(guestTypes, m.Type):
 			return nil, fmt.Errorf("%w: mount %q: type %q is not supported in the guest", ErrInvalid, m.Destination, m.Type)
+		default:
+			m.Options = notRecursive(m.Options)
 		}
 		// It means nothing (mount(8)), and libcontainer would hand it to the file system.
 		m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "defaults" })
@@ -135,6 +138,27 @@ func containerPath(destination string) string { return path.Join("/", destinatio
 // the options, the type has no meaning.
 func isBind(m specs.Mount) bool {
 	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+// recursiveOptions are the attributes for a mount and all beneath it, without
+// the letter that says so (config.md#linux-mount-options).
+var recursiveOptions = []string{
+	"ro", "rw", "nosuid", "suid", "nodev", "dev", "noexec", "exec", "nodiratime", "diratime", "relatime", "norelatime",
+	"noatime", "atime", "strictatime", "nostrictatime", "nosymfollow", "symfollow",
+}
+
+// notRecursive writes the recursive attributes of a new file system as plain
+// ones, which is the same as nothing is mounted beneath it yet: libcontainer
+// carries out the recursive ones for bind mounts only, and drops the others.
+func notRecursive(options []string) []string {
+	out := make([]string, len(options))
+	for i, o := range options {
+		out[i] = o
+		if plain, ok := strings.CutPrefix(o, "r"); ok && slices.Contains(recursiveOptions, plain) {
+			out[i] = plain
+		}
+	}
+	return out
 }
 
 // readOnly makes the options read-only, whatever they said.

@@ -88,6 +88,7 @@ func refuseLinux(l *specs.Linux) error {
 		{!user && len(l.GIDMappings) > 0, "linux.gidMappings", "is not supported without a user namespace"},
 		{len(l.TimeOffsets) > 0 && !hasNamespace(l, specs.TimeNamespace), "linux.timeOffsets", "is not supported without a time namespace"},
 		{l.IntelRdt != nil, "linux.intelRdt", whyHostKernel},
+		{l.RootfsPropagation == "runbindable", "linux.rootfsPropagation runbindable", "leaves nothing that could be bound into the root; use unbindable"},
 		{l.MemoryPolicy != nil, "linux.memoryPolicy", "is not supported: the guest has one memory node"},
 		{len(l.NetDevices) > 0, "linux.netDevices", whyHostKernel},
 		{l.Personality != nil && len(l.Personality.Flags) > 0, "linux.personality.flags", "has no flag that the specification defines"},

@@ -40,6 +40,8 @@ func TestAgent(t *testing.T) {
 		{"orphans of an exec are collected", orphans},
 		{"delete in every state is complete and repeatable", deletes},
 		{"bind mounts come from the share", binds},
+		{"every kind of mount, with its options", mountsOfEveryKind},
+		{"the root's propagation", rootPropagation},
 		{"memory limit kills and says so", outOfMemory},
 		{"limits change while it runs", limitsChange},
 		{"configure is given once", configure},

@@ -29,8 +29,11 @@ func checkLinux(spec *specs.Spec) error {
 
 // checkPropagation: of the root file system it is a matter within the guest.
 func checkPropagation(property, propagation string) error {
-	if propagation != "" && mountOptions[propagation] != propagationOption {
+	switch {
+	case propagation != "" && mountOptions[propagation] != propagationOption:
 		return refuse(property, fmt.Sprintf("unknown propagation %q", propagation))
+	case propagation == "runbindable":
+		return refuse(property, `"runbindable" leaves nothing that could be bound into the root; use unbindable`)
 	}
 	return nil
 }

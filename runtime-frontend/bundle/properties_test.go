@@ -164,6 +164,7 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		{"linux.resources.memory.disableOOMKiller", "OOM killer", func(s *specs.Spec) { s.Linux.Resources.Memory.DisableOOMKiller = &yes }},
 		{"linux.resources.memory.useHierarchy", "hierarchy", func(s *specs.Spec) { no := false; s.Linux.Resources.Memory.UseHierarchy = &no }},
 		{"linux.resources.cpu.realtimeRuntime", "real-time", func(s *specs.Spec) { s.Linux.Resources.CPU.RealtimeRuntime = &number }},
+		{"linux.rootfsPropagation", "use unbindable", func(s *specs.Spec) { s.Linux.RootfsPropagation = "runbindable" }},
 		{"linux.rootfsPropagation", "unknown propagation", func(s *specs.Spec) { s.Linux.RootfsPropagation = "rw" }},
 		{"hooks.createContainer[0].path", "not an absolute path", func(s *specs.Spec) { s.Hooks.CreateContainer = []specs.Hook{{Path: "true"}} }},
 		{"hooks.poststop[0].path", "not an absolute path", func(s *specs.Spec) { s.Hooks.Poststop = []specs.Hook{{Path: "true"}} }},

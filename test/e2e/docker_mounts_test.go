@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,6 +14,56 @@ import (
 
 	"bulkhead/test/e2e/engine"
 )
+
+// shortOfADisk is what files of the host do not do in a VM; docs/limits.md says
+// why. Everything else that the probe looks at behaves as on a local disk.
+var shortOfADisk = map[string]string{
+	"fallocate":               "operation not supported",
+	"fallocate-keep-size":     "operation not supported",
+	"punch-hole":              "operation not supported",
+	"unlinked-shrinks":        "no such file or directory",
+	"unlinked-attributes":     "no such file or directory",
+	"unlinked-reopen":         "no such file or directory",
+	"nameless-file":           "operation not supported",
+	"nameless-file-gets-name": "operation not supported",
+	"rename-noreplace":        "invalid argument",
+	"rename-exchange":         "invalid argument",
+	"file-handle":             "operation not supported",
+	"trusted-attributes":      "operation not supported",
+	"file-capabilities":       "operation not supported",
+	"access-control-list":     "Permission denied",
+	"lease":                   "invalid argument",
+}
+
+func TestFilesBehaveAsOnALocalDisk(t *testing.T) {
+	d := newDocker(t)
+	dir := t.TempDir()
+	probe := filepath.Join(dir, "fileprobe")
+	build := exec.CommandContext(within(t, launchTime), "go", "build", "-buildvcs=false", "-o", probe, "./fileprobe")
+	build.Env = append(build.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("building the probe: %v\n%s", err, out)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "data"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	// The root file system comes the same way; the reference's is an overlayfs, with limits of its own.
+	out := d.run(opts("-v", dir+":/probe", "--cap-add", "SYS_ADMIN", "--cap-add", "LEASE"), "/probe/fileprobe", "/probe/data")
+	told := 0
+	for line := range strings.Lines(out + "\n") {
+		name, outcome, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		told++
+		switch want := shortOfADisk[name]; {
+		case want == "" || reference():
+			expect(t, name, outcome, "ok")
+		case !strings.Contains(outcome, want):
+			t.Errorf("%s: %s; docs/limits.md says %q", name, outcome, want)
+		}
+	}
+	if told < 60 {
+		t.Errorf("the probe tells only %d lines:\n%s", told, out)
+	}
+}
 
 // sharedTmpfs mounts a tmpfs with one file, which propagates, until the test ends.
 func sharedTmpfs(t *testing.T, dir, file string) {
