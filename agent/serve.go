@@ -108,6 +108,7 @@ func (a *agent) register(nc *nats.Conn) (*bus.AgentServer, error) {
 	s := bus.NewAgentServer(nc, a.sandbox, bus.AgentLog(a.log))
 	err := errors.Join(
 		handle(s, "configure", a.configure),
+		handle(s, "resize", a.resize),
 		handle(s, "create", a.create),
 		handle(s, "start", a.start),
 		handle(s, "exec", a.exec),

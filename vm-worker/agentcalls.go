@@ -67,8 +67,16 @@ func (s *sandbox) configure(ctx context.Context, p *plan) error {
 	ctx, cancel := context.WithTimeout(ctx, processorTime)
 	defer cancel()
 	_, err := callAgent[agentv1.ConfigureReply](ctx, s, "configure", &agentv1.ConfigureRequest{
-		Vm: s.id, Hostname: p.spec.Hostname, UnixNanos: time.Now().UnixNano(), Entropy: entropy, Vcpus: p.vcpus,
+		Vm: s.id, Hostname: p.spec.Hostname, UnixNanos: time.Now().UnixNano(), Entropy: entropy, Vcpus: p.size.VCPUs,
 	})
+	return err
+}
+
+// agentResize tells the guest what its machine has become.
+func (s *sandbox) agentResize(ctx context.Context, vcpus uint32) error {
+	ctx, cancel := context.WithTimeout(ctx, processorTime)
+	defer cancel()
+	_, err := callAgent[agentv1.ResizeReply](ctx, s, "resize", &agentv1.ResizeRequest{Vcpus: vcpus})
 	return err
 }
 

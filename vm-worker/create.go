@@ -165,8 +165,12 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 	c.mu.Unlock()
 	w.tasks.Go(func() { c.watchInit(relay) })
 
+	over := w.overhead()
+	if c.owns() {
+		over = w.vmOverhead(p.spec.Linux.Resources, p.size)
+	}
 	cg, err := hostcgroup.Create(p.spec, c.key, hostcgroup.Options{
-		Systemd: p.req.SystemdCgroup, PID: relay.pid, End: c.endRelay, Overhead: w.overhead(), StateFile: c.cgroupFile(),
+		Systemd: p.req.SystemdCgroup, PID: relay.pid, End: c.endRelay, Overhead: over, StateFile: c.cgroupFile(),
 	})
 	if err != nil {
 		return err
@@ -186,6 +190,9 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 			}
 			return errors.Join(s.agentDelete(ctx, c.key), vm.DetachMounts(ctx, c.key), vm.DetachDisks(ctx, diskPrefix(c.key)))
 		})
+		if err := s.fit(ctx, undo); err != nil {
+			return err
+		}
 	} else if err := s.boot(ctx, p, cg.ProcsPaths(), undo); err != nil {
 		return err
 	}

@@ -122,6 +122,10 @@ func (c *container) leaveSandbox(ctx context.Context, why string) {
 		if err := vm.DetachDisks(ctx, diskPrefix(c.key)); err != nil {
 			c.w.log.Warn("block devices not detached from the VM", "container", c.rec.Ref.Id, "error", err)
 		}
+		var undo saga // what a VM cannot give back, it keeps
+		if err := s.fit(ctx, &undo); err != nil {
+			c.w.log.Warn("vm not made smaller", "sandbox", s.id, "error", err)
+		}
 	}
 	s.router.Detach(c.rec.Channel)
 }

@@ -197,6 +197,7 @@ func (m *machine) Events() <-chan hypervisor.Event               { return nil }
 func (m *machine) ConsoleTail(int) string                        { return "" }
 func (m *machine) ExitReason() string                            { return "its process ended" }
 func (m *machine) Release()                                      { m.pidfd.Close() }
+func (m *machine) Resize(context.Context, hypervisor.Size) error { return nil }
 func (m *machine) Pause(context.Context) error                   { return nil }
 func (m *machine) Resume(context.Context) error                  { return nil }
 func (m *machine) Shutdown(ctx context.Context) error            { return m.Kill(ctx) }

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"math"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -17,6 +16,7 @@ import (
 	"bulkhead/bus/config"
 	agentv1 "bulkhead/proto/agent/v1"
 	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hypervisor"
 )
 
 // defaultCPUPeriod is what the kernel uses when a quota comes without a period
@@ -31,8 +31,8 @@ type plan struct {
 	spec     *specs.Spec
 	pod      pod
 	joins    []*agentv1.NamespaceJoin // set with the VM that it shares
-	vcpus    uint32
-	memory   uint64 // bytes of guest memory
+	size     hypervisor.Size          // of a VM for this container alone
+	room     hypervisor.Size          // what that VM may grow to
 	mounts   []plannedMount
 	disks    []plannedDisk
 	terminal bool
@@ -81,7 +81,9 @@ func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
 	if err := p.planDisks(); err != nil {
 		return nil, err
 	}
-	return p, p.planSize(cfg)
+	p.size = sizeOf([]demand{demandOf(p.spec.Linux.Resources, p.spec.Annotations)}, cfg)
+	p.room = roomFor(p.size)
+	return p, nil
 }
 
 // labelled says whether the container asks for SELinux.
@@ -111,32 +113,6 @@ func (p *plan) planMounts() error {
 	if roots != 1 {
 		return bus.Errorf(bus.InvalidArgument, "create hands over %d root file systems instead of one", roots)
 	}
-	return nil
-}
-
-// planSize derives the VM's processors and memory from the container's limits.
-func (p *plan) planSize(cfg config.VM) error {
-	p.vcpus = uint32(cfg.VCPUs)
-	reserve := uint64(cfg.OverheadMiB) << 20
-	p.memory = uint64(cfg.MemoryMiB)<<20 + reserve
-	r := p.spec.Linux.Resources
-	if r == nil {
-		return nil
-	}
-	if r.CPU != nil && r.CPU.Quota != nil && *r.CPU.Quota > 0 {
-		period := uint64(defaultCPUPeriod)
-		if r.CPU.Period != nil && *r.CPU.Period > 0 {
-			period = *r.CPU.Period
-		}
-		whole := (uint64(*r.CPU.Quota) + period - 1) / period
-		p.vcpus = uint32(min(max(whole, 1), uint64(runtime.NumCPU())))
-	}
-	if r.Memory != nil && r.Memory.Limit != nil && *r.Memory.Limit > 0 {
-		// Engines write enormous limits for "none"; no guest needs more than the host has.
-		p.memory = min(uint64(*r.Memory.Limit), hostMemory()) + reserve
-	}
-	// Guests get whole mebibytes.
-	p.memory = (p.memory + 1<<20 - 1) &^ (1<<20 - 1)
 	return nil
 }
 

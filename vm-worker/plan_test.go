@@ -49,16 +49,51 @@ func TestTheVMIsSizedByTheContainersLimits(t *testing.T) {
 		{"memory", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(64 * mib)}}, 160 * mib, 1},
 		{"memory, uneven", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(64*mib + 1)}}, 161 * mib, 1},
 		{"memory, unlimited by -1", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(-1)}}, 608 * mib, 1},
-		{"memory, unlimited by size", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(math.MaxInt64)}}, (hostMemory() + 96*mib + mib - 1) &^ (mib - 1), 1},
+		{"memory, unlimited by size", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(math.MaxInt64)}}, (hostMemory() + 96*mib + pageDescriptors(hostMemory()) + mib - 1) &^ (mib - 1), 1},
 		{"a part of a cpu", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: to(50_000)}}, 608 * mib, 1},
 		{"more than one cpu", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: to(15_000), Period: period(10_000)}}, 608 * mib, uint32(min(2, runtime.NumCPU()))},
+		{"cpus of a cpuset", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: to(400_000), Cpus: "0"}}, 608 * mib, 1},
+		{"unified", &specs.LinuxResources{Unified: map[string]string{"memory.max": "67108864", "cpu.max": "200000 100000"}}, 160 * mib, uint32(min(2, runtime.NumCPU()))},
+		{"more than a GiB, with its page descriptors", &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: to(2048 * mib)}}, (2048 + 96 + 16) * mib, 1},
 		{"more cpus than there are", &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: to(math.MaxInt64)}}, 608 * mib, uint32(runtime.NumCPU())},
 	} {
 		p, err := newPlan(asked(t, c.limits, nil), cfg)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
-		} else if p.memory != c.memory || p.vcpus != c.vcpus {
-			t.Errorf("%s: %d bytes and %d cpus, want %d and %d", c.name, p.memory, p.vcpus, c.memory, c.vcpus)
+		} else if p.size.MemoryBytes != c.memory || p.size.VCPUs != c.vcpus {
+			t.Errorf("%s: %d bytes and %d cpus, want %d and %d", c.name, p.size.MemoryBytes, p.size.VCPUs, c.memory, c.vcpus)
+		}
+	}
+}
+
+func TestAPodsVMHasTheSumOfItsContainersLimits(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	cfg := config.VM{MemoryMiB: 512, OverheadMiB: 96, VCPUs: 1}
+	idle := demand{idle: true}
+	for _, c := range []struct {
+		name    string
+		demands []demand
+		memory  uint64
+		milli   uint64
+	}{
+		{"the pod's own container alone", []demand{idle}, 608 * mib, 1000},
+		{"and one with limits", []demand{idle, {millicpus: 500, memory: 64 * mib}}, 160 * mib, 500},
+		{"two halves of a cpu are one", []demand{idle, {millicpus: 500, memory: 64 * mib}, {millicpus: 500, memory: 32 * mib}}, 192 * mib, 1000},
+		{"one without limits", []demand{idle, {millicpus: 1500, memory: 64 * mib}, {}}, (64 + 512 + 96) * mib, 2500},
+	} {
+		want := uint32(min((c.milli+999)/1000, maxProcessors()))
+		if got := sizeOf(c.demands, cfg); got.MemoryBytes != c.memory || got.VCPUs != want {
+			t.Errorf("%s: %d bytes and %d cpus, want %d and %d", c.name, got.MemoryBytes, got.VCPUs, c.memory, want)
+		}
+	}
+}
+
+func TestCPUListsAreCounted(t *testing.T) {
+	t.Parallel()
+	for list, want := range map[string]uint64{"": 0, "0": 1, "0-2,7": 4, " 1 , 3-4 ": 3, "2-1": 0, "x": 0, "0-": 0} {
+		if got := countCPUs(list); got != want {
+			t.Errorf("%q: %d, want %d", list, got, want)
 		}
 	}
 }

@@ -29,6 +29,7 @@ type sandbox struct {
 	links     sync.WaitGroup
 	ready     chan struct{} // closed at the agent's first "ready"
 	over      chan struct{} // closed when the end of the VM is recorded
+	sizing    chan struct{} // a mutex of the VM's size that a context can give up on: holds one token
 
 	// life ends with the VM; died ends it. Requests to its agent end with it.
 	life context.Context
@@ -50,6 +51,7 @@ func (w *Worker) newSandbox(rec *vmv1.Sandbox) *sandbox {
 		w: w, id: rec.Id, rec: rec,
 		ready:       make(chan struct{}),
 		over:        make(chan struct{}),
+		sizing:      make(chan struct{}, 1),
 		members:     map[string]*container{},
 		nextChannel: firstChannel,
 		stopLinks:   func() {},
@@ -114,7 +116,7 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo 
 		rec.State = "starting"
 		rec.Hypervisor = w.driver.Name()
 		rec.Accelerator, rec.AcceleratorReason = string(accel), reason
-		rec.Vcpus, rec.MemoryBytes = p.vcpus, p.memory
+		rec.Vcpus, rec.MemoryBytes = p.size.VCPUs, p.size.MemoryBytes
 	})
 	if err != nil {
 		return err
@@ -125,7 +127,7 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo 
 	vm, err := w.driver.Start(ctx, hypervisor.Spec{
 		ID: s.id, Dir: w.store.sandboxDir(s.id),
 		Kernel: w.cfg.Kernel, Image: w.cfg.Image,
-		VCPUs: p.vcpus, MemoryBytes: p.memory,
+		VCPUs: p.size.VCPUs, MemoryBytes: p.size.MemoryBytes, Max: p.room,
 		Accelerator: accel, AcceleratorReason: reason,
 		CgroupProcs: cgroupProcs,
 		OOMScoreAdj: p.oomScoreAdj,
@@ -167,6 +169,7 @@ func (s *sandbox) adoptVM(vm hypervisor.VM) {
 	s.mu.Lock()
 	s.vm = vm
 	s.rec.Pid, s.rec.PidStartTime = int32(hr.PID), hr.StartTime
+	s.rec.MemoryBytes = hr.MemoryBytes // a worker may have died between a change and its record
 	if s.rec.Created == nil {
 		s.rec.Created = timestamppb.Now()
 	}

@@ -11,10 +11,12 @@ import (
 
 	"bulkhead/bus"
 	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hypervisor"
 )
 
-// update changes the limits of a container: in its host cgroup, where QEMU is,
-// and in the guest's. When one of the two refuses, both are as before.
+// update changes the limits of a container: in its host cgroup, where QEMU is, in
+// the guest's, and the size of the VM with them. When one of them refuses, all are
+// as before.
 func (w *Worker) update(ctx context.Context, req *vmv1.UpdateRequest) (*vmv1.UpdateReply, error) {
 	return repeatable(ctx, w, "update", req, func(ctx context.Context, _ bool) (*vmv1.UpdateReply, error) {
 		// A repeat after a worker's death does all again: each step sets, and adds nothing.
@@ -44,6 +46,10 @@ func (w *Worker) updateNow(ctx context.Context, req *vmv1.UpdateRequest) (*vmv1.
 	if err != nil {
 		return nil, err
 	}
+	if err := c.sb.lockSize(ctx); err != nil {
+		return nil, err
+	}
+	defer c.sb.unlockSize()
 	var undo saga
 	if err := c.setLimits(ctx, old, next, &undo); err != nil {
 		if left := undo.rollback(ctx); left != nil {
@@ -55,19 +61,39 @@ func (w *Worker) updateNow(ctx context.Context, req *vmv1.UpdateRequest) (*vmv1.
 	return &vmv1.UpdateReply{Container: c.snapshot(), Sandbox: c.sb.record()}, nil
 }
 
-// setLimits takes a container from old to next. A limit that grows does so on
-// the host first, and one that shrinks in the guest first, where the container
-// meets it: what is around a container never holds less than it may use.
+// setLimits takes a container from old to next, and its VM with it. What grows
+// does so from the outside in (host, VM, guest), and what shrinks from the
+// inside out: what is around a container never holds less than it may use. The
+// caller holds the lock of the VM's size.
 func (c *container) setLimits(ctx context.Context, old, next *specs.LinuxResources, undo *saga) error {
-	undo.did("limit the host cgroup", func(context.Context) error { return c.limitHost(explicit(old, next)) })
-	if err := c.limitHost(wider(old, next)); err != nil {
+	s := c.sb
+	before, after := s.size(), s.wanted(c, next)
+	most := larger(before, after)
+	host := func(r *specs.LinuxResources, vm hypervisor.Size) error {
+		if err := c.limitHost(r, vm); err != nil {
+			return err
+		}
+		if c.owns() {
+			return nil
+		}
+		return s.limitOwner(vm)
+	}
+	undo.did("limit the host cgroup", func(context.Context) error { return host(explicit(old, next), before) })
+	if err := host(wider(old, next), most); err != nil {
+		return err
+	}
+	undo.did("change the size of VM "+s.id, func(ctx context.Context) error { return s.resize(ctx, before) })
+	if err := s.resize(ctx, most); err != nil {
 		return err
 	}
 	undo.did("limit the container in its guest", func(ctx context.Context) error { return c.limitGuest(ctx, explicit(old, next)) })
 	if err := c.limitGuest(ctx, next); err != nil {
 		return err
 	}
-	if err := c.limitHost(next); err != nil {
+	if err := s.resize(ctx, after); err != nil {
+		return err
+	}
+	if err := host(next, s.size()); err != nil {
 		return err
 	}
 	text, err := resourcesText(next)
@@ -75,14 +101,6 @@ func (c *container) setLimits(ctx context.Context, old, next *specs.LinuxResourc
 		return err
 	}
 	return c.set(ctx, func(rec *vmv1.Container) { rec.Resources = text })
-}
-
-func (c *container) limitHost(r *specs.LinuxResources) error {
-	cg := c.hostCgroup()
-	if cg == nil {
-		return nil // it was not found again, which was said then
-	}
-	return cg.Update(r, c.w.overhead(), c.cgroupFile())
 }
 
 func (c *container) limitGuest(ctx context.Context, r *specs.LinuxResources) error {

@@ -5,6 +5,8 @@ package vmworker_test
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -50,6 +52,17 @@ func TestUpdateChangesHostAndGuestOrNeither(t *testing.T) {
 		}
 	}
 	expect(`{"pids":{"limit":10}}`, "")
+	hostPids := func(want string) {
+		t.Helper()
+		files, err := filepath.Glob("/sys/fs/cgroup/*" + h.cgroups + "/c1/pids.max")
+		if len(files) == 0 {
+			files = []string{"/sys/fs/cgroup" + h.cgroups + "/c1/pids.max"}
+		}
+		got, readErr := os.ReadFile(files[0])
+		if err != nil || readErr != nil || strings.TrimSpace(string(got)) != want {
+			t.Errorf("the host allows %s processes, %v, %v, want %s", got, err, readErr, want)
+		}
+	}
 
 	for _, state := range []func(){
 		func() {}, // created
@@ -67,12 +80,15 @@ func TestUpdateChangesHostAndGuestOrNeither(t *testing.T) {
 		expect(`{"cpu":{},"pids":{"limit":20}}`, `{"cpu":{},"pids":{"limit":20}}`)
 	}
 	h.await("c1", "updated")
+	hostPids("1044") // with the room of the VM
 
 	broken = errors.New("broken for the test")
 	if err := update(`{"pids":{"limit":30},"memory":{"limit":67108864}}`); err == nil || !strings.Contains(err.Error(), "broken for the test") {
 		t.Errorf("an update that the guest refuses: %v", err)
 	}
 	expect(`{"cpu":{},"pids":{"limit":20}}`, `{"memory":{"limit":-1},"cpu":{},"pids":{"limit":20}}`)
+
+	hostPids("1044")
 
 	h.restart() // what holds is written down
 	if err := update(`{"memory":{"limit":134217728}}`); err != nil {

@@ -122,3 +122,21 @@ func settleCpusets() error {
 	}
 	return nil
 }
+
+// transparentHugePages is the switch of transparent huge pages
+// (Documentation/admin-guide/mm/transhuge.rst).
+const transparentHugePages = "/sys/kernel/mm/transparent_hugepage/enabled"
+
+// AllowHugePages gives programs that ask for huge pages such, as on any machine:
+// the kernel switches them off for good where it boots with less than 512 MiB,
+// and the memory may have grown since.
+func AllowHugePages() error {
+	const enough = 512 << 20
+	if total, _ := Memory(); total < enough {
+		return nil
+	}
+	if err := os.WriteFile(transparentHugePages, []byte("madvise"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("allowing transparent huge pages: %w", err)
+	}
+	return nil
+}

@@ -13,7 +13,15 @@ import (
 
 // UnplugControl takes the port of the control link away from the running
 // guest, as a fault of the hypervisor would.
-func (vm *VM) UnplugControl() error {
+func (vm *VM) UnplugControl() error { return vm.monitor("device_del ctlport") }
+
+// AddProcessor gives the running guest the processor with this number of its
+// package, for which -smp must have left room.
+func (vm *VM) AddProcessor(n int) error {
+	return vm.monitor(fmt.Sprintf("device_add max-x86_64-cpu,id=added%d,socket-id=0,core-id=%d,thread-id=0", n, n))
+}
+
+func (vm *VM) monitor(command string) error {
 	conn, err := net.Dial("unix", filepath.Join(vm.dir, "monitor.sock"))
 	if err != nil {
 		return fmt.Errorf("connecting to QEMU's monitor: %w", err)
@@ -23,8 +31,8 @@ func (vm *VM) UnplugControl() error {
 	if _, err := readUntil(conn, prompt); err != nil {
 		return fmt.Errorf("reading the greeting of QEMU's monitor: %w", err)
 	}
-	if _, err := fmt.Fprintln(conn, "device_del ctlport"); err != nil {
-		return fmt.Errorf("unplugging the control port: %w", err)
+	if _, err := fmt.Fprintln(conn, command); err != nil {
+		return fmt.Errorf("asking QEMU to %s: %w", command, err)
 	}
 	// It echoes the command by the character, and prompts again when it is done.
 	said, err := readUntil(conn, prompt)

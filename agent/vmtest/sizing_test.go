@@ -4,9 +4,13 @@
 package vmtest_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"bulkhead/agent/vmtest"
 	"bulkhead/bus"
@@ -16,12 +20,45 @@ import (
 // The kernel gives up on a processor that does not come up in time, as on a busy host under emulation; maxcpus=1
 // makes it leave the second one out for certain.
 func TestNoContainerRunsBeforeAllProcessorsDo(t *testing.T) {
-	vm := vmtest.BootMachine(t, vmtest.Machine{Options: []string{"-smp", "2"}, Parameters: "maxcpus=1"})
+	vm := vmtest.BootMachine(t, vmtest.Machine{Options: []string{"-smp", "2,maxcpus=3"}, Parameters: "maxcpus=1"})
 	call[agentv1.ConfigureReply](t, vm, "configure", &agentv1.ConfigureRequest{Vm: vmtest.Sandbox, Vcpus: 2})
-	ct := create(t, vm, "count", sh("nproc"))
+	ct := create(t, vm, "count", sh("nproc; read x; nproc; read x; nproc"))
 	ct.start(t)
-	if code := exit(t, ct.Relay); code != 0 || strings.TrimSpace(ct.Output()) != "2" {
-		t.Errorf("nproc ended with %d and printed %q, want 2", code, ct.Output())
+	expect := func(want string) {
+		t.Helper()
+		if err := ct.Until(within(t), want); err != nil {
+			t.Errorf("the container counts %q: %v", ct.Output(), err)
+		}
+	}
+	expect("2\n")
+	// A running program sees what comes and goes.
+	if err := vm.AddProcessor(2); err != nil {
+		t.Fatal(err)
+	}
+	call[agentv1.ResizeReply](t, vm, "resize", &agentv1.ResizeRequest{Vcpus: 3})
+	ct.Input("\n")
+	expect("2\n3\n")
+	call[agentv1.ResizeReply](t, vm, "resize", &agentv1.ResizeRequest{Vcpus: 1})
+	ct.Input("\n")
+	expect("2\n3\n1\n")
+	if code := exit(t, ct.Relay); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	// What never comes has a deadline: the caller's.
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := bus.CallAgent[agentv1.ResizeReply](ctx, vm.Conn, vmtest.Sandbox, "resize", &agentv1.ResizeRequest{Vcpus: 4}); err == nil {
+		t.Error("the guest has found a processor that does not exist")
+	}
+
+	// The limit is what programs take for the machine's memory, by /proc and by sysinfo(2).
+	memory := int64(100 << 20)
+	mem := create(t, vm, "memory", sh("awk '/^MemTotal/ {print $2}' /proc/meminfo; free -k | sed -n 's/^Mem: *\\([0-9]\\{6\\}\\).*/\\1/p'"), func(s *specs.Spec) {
+		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &memory}
+	})
+	mem.start(t)
+	if code := exit(t, mem.Relay); code != 0 || mem.Output() != "102400\n102400\n" {
+		t.Errorf("a container of 102400 KiB sees %q", mem.Output())
 	}
 }
 

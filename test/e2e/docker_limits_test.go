@@ -46,10 +46,47 @@ func TestUpdateReachesTheRunningContainer(t *testing.T) {
 	limits := cgroupFile("memory.max", "memory/memory.limit_in_bytes") + "; " + cgroupFile("pids.max", "pids/pids.max") + "; (" +
 		cgroupFile("cpu.max", "cpu/cpu.cfs_quota_us") + ") | cut -d' ' -f1"
 	expect(t, "the limits at first", inside(limits), "134217728\n50\n100000")
-	d.do("update", "-m", "256m", "--memory-swap", "256m", "--cpus", "2", "--pids-limit", "60", name)
-	expect(t, "the limits after an update", inside(limits), "268435456\n60\n200000")
-	d.do("update", "--pids-limit", "-1", name)
-	expect(t, "the limits without one of processes", inside(limits), "268435456\nmax\n200000")
+	booted := inside("cat /proc/sys/kernel/random/boot_id")
+	d.do("update", "-m", "384m", "--memory-swap", "384m", "--cpus", "2", "--pids-limit", "60", name)
+	expect(t, "the limits after an update", inside(limits), "402653184\n60\n200000")
+	if !reference() { // a container of the host's kernel sees the host's memory and processors
+		sees(t, inside, 384)
+		expect(t, "the processors after an update", inside("nproc"), "2")
+		expect(t, "the boot of its kernel", inside("cat /proc/sys/kernel/random/boot_id"), booted)
+	}
+	if r := d.try("exec", name, "dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"); r.Code != 0 {
+		t.Errorf("a program that takes 300 of 384 MiB ended with %d: %s", r.Code, r.Stderr)
+	}
+	d.do("update", "-m", "256m", "--memory-swap", "256m", "--cpus", "1", "--pids-limit", "-1", name)
+	expect(t, "the limits after a second update", inside(limits), "268435456\nmax\n100000")
+	if !reference() {
+		sees(t, inside, 256)
+		expect(t, "the processors after a second update", inside("nproc"), "1")
+	}
+	if r := d.try("exec", name, "dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"); r.Code != 137 {
+		t.Errorf("a program that takes 300 of 256 MiB ended with %d: %s", r.Code, r.Stderr)
+	}
+}
+
+// sees checks the memory that a program in the container reads, by /proc and by
+// sysinfo(2), to two parts in a hundred.
+func sees(t *testing.T, inside func(string) string, mib int) {
+	t.Helper()
+	for _, way := range []string{"awk '/^MemTotal/ {print $2}' /proc/meminfo", "free -k | sed -n 's/^Mem: *\\([0-9]\\{6\\}\\).*/\\1/p'"} {
+		got, err := strconv.Atoi(inside(way))
+		if want := mib << 10; err != nil || got < want-want/50 || got > want+want/50 {
+			t.Errorf("%s tells of %d KiB, %v, want %d", way, got, err, want)
+		}
+	}
+}
+
+func TestAContainerSeesItsMemoryLimitAsItsMemory(t *testing.T) {
+	if reference() {
+		t.Skip("a container of the host's kernel sees the host's memory")
+	}
+	d := newDocker(t)
+	name := d.launch(opts("-m", "512m"), "sleep", "1000")
+	sees(t, func(script string) string { return d.do("exec", name, "sh", "-c", script) }, 512)
 }
 
 func TestAForkBombEndsAtTheLimitOfProcesses(t *testing.T) {

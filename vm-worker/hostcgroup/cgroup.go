@@ -282,6 +282,28 @@ func (c *Cgroup) Update(r *specs.LinuxResources, over Overhead, stateFile string
 	return c.save(stateFile)
 }
 
+// ResizeMemory moves the memory limit, if there is one, and writes it to
+// stateFile. What may be swapped stays what it was.
+func (c *Cgroup) ResizeMemory(bytes int64, stateFile string) error {
+	was := c.state.Config.Resources
+	if c.manager == nil || was.Memory <= 0 {
+		return nil
+	}
+	next := *was
+	next.Memory = bytes
+	if was.MemorySwap > 0 {
+		next.MemorySwap = bytes + was.MemorySwap - was.Memory
+	}
+	config := *c.state.Config
+	config.Resources = &next
+	resized := state{Config: &config, Quota: c.state.Quota}
+	if err := c.manager.Set(resized.withQuota()); err != nil {
+		return fmt.Errorf("changing the memory limit of a VM on the host: %w", plain(err))
+	}
+	c.state.Config = &config
+	return c.save(stateFile)
+}
+
 // Destroy removes the directories that Create made. The processes in them have
 // ended or are ending: their last moments are waited for until ctx ends, at
 // most 5 s. Destroying twice is no error.

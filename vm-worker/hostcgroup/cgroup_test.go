@@ -163,6 +163,17 @@ func TestUpdateChangesWhatItTellsAndTakesLimitsAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(unlimited, "max", noQuota)
+	if err := again.ResizeMemory(64<<20, file); err != nil { // there is no limit to move
+		t.Fatal(err)
+	}
+	expect(unlimited, "max", noQuota)
+	if err := again.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20))}}, over, file); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.ResizeMemory(64<<20, file); err != nil {
+		t.Fatal(err)
+	}
+	expect(strconv.Itoa(64<<20), "max", noQuota)
 }
 
 func TestSettingsOfTheHostsDevicesNeedItsCgroupV2(t *testing.T) {

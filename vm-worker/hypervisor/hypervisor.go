@@ -14,6 +14,7 @@ package hypervisor
 
 import (
 	"context"
+	"errors"
 	"net"
 	"os"
 )
@@ -46,6 +47,9 @@ type Spec struct {
 	VCPUs uint32
 	// MemoryBytes is the guest's memory; rounded up to whole MiB.
 	MemoryBytes uint64
+	// Max is what Resize may be asked for later; what is below VCPUs and
+	// MemoryBytes counts as these. Room costs a little of the host's memory.
+	Max Size
 	// Accelerator is resolved: KVM or TCG, not Auto.
 	Accelerator Accelerator
 	// AcceleratorReason is carried into the record.
@@ -62,6 +66,15 @@ type Spec struct {
 	// exists and before it runs the hypervisor. Its error stops the launch.
 	Launched func(Record) error `json:"-"`
 }
+
+// Size is what a VM has of its host.
+type Size struct {
+	VCPUs       uint32
+	MemoryBytes uint64
+}
+
+// ErrNoRoom says that a VM cannot grow as far as asked.
+var ErrNoRoom = errors.New("the vm was started with less room to grow")
 
 // VM is a virtual machine that has been started or adopted.
 type VM interface {
@@ -97,6 +110,15 @@ type VM interface {
 	// MirrorMounts makes the mounts beneath an attached directory those that the
 	// host has beneath the directory it came from.
 	MirrorMounts(ctx context.Context, f Followed) error
+
+	// Resize gives the VM more virtual CPUs and memory, or takes memory away, up
+	// to Spec.Max and from what it was started with. It returns when the guest
+	// has taken the memory it gains; CPUs it gains must be brought up by the guest.
+	// Memory is given back as far as the guest can within moments, and CPUs are never
+	// taken away: a guest that switches one off leaves it idle. Record tells
+	// what the VM has then. The error is ErrNoRoom when more is asked for than there
+	// is room for. On any error the memory is asked back to what it was.
+	Resize(ctx context.Context, to Size) error
 
 	// Pause stops the virtual CPUs; Resume lets them run.
 	Pause(ctx context.Context) error

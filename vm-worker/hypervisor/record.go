@@ -40,6 +40,8 @@ type Record struct {
 	AcceleratorReason string      `json:"accelerator_reason,omitempty"`
 	VCPUs             uint32      `json:"vcpus"`
 	MemoryBytes       uint64      `json:"memory_bytes"`
+	BootMemoryBytes   uint64      `json:"boot_memory_bytes"` // what it was started with
+	Max               Size        `json:"max"`
 	Kernel            string      `json:"kernel"`
 	Image             string      `json:"image"`
 }
@@ -49,7 +51,9 @@ func NewRecord(driver string, s Spec) Record {
 	return Record{
 		ID: s.ID, Driver: driver, Dir: s.Dir,
 		Accelerator: s.Accelerator, AcceleratorReason: s.AcceleratorReason,
-		VCPUs: s.VCPUs, MemoryBytes: s.MemoryBytes, Kernel: s.Kernel, Image: s.Image,
+		VCPUs: max(s.VCPUs, 1), MemoryBytes: s.MemoryBytes, BootMemoryBytes: s.MemoryBytes,
+		Max:    Size{max(s.Max.VCPUs, s.VCPUs, 1), max(s.Max.MemoryBytes, s.MemoryBytes)},
+		Kernel: s.Kernel, Image: s.Image,
 	}
 }
 

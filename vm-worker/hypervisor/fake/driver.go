@@ -37,6 +37,8 @@ type Options struct {
 	UpdateError func(resources string) error
 	// Mirrored, when set, is told of every look at the host's mounts.
 	Mirrored func(hypervisor.Followed)
+	// ResizeError, when set, may fail a change of a VM's size.
+	ResizeError func(to hypervisor.Size) error
 	// Mute makes guests that never open their link.
 	Mute bool
 	Log  hclog.Logger
@@ -109,6 +111,19 @@ func (d *Driver) Attached(id string) map[string]bool {
 		return nil
 	}
 	return v.attachedPaths()
+}
+
+// Processors is how many a living guest was last told to run on.
+func (d *Driver) Processors(id string) uint32 {
+	d.mu.Lock()
+	v := d.vms[id]
+	d.mu.Unlock()
+	if v == nil {
+		return 0
+	}
+	v.guest.mu.Lock()
+	defer v.guest.mu.Unlock()
+	return v.guest.vcpus
 }
 
 // Limits are the resources that a living guest was last told of a container, by

@@ -39,6 +39,7 @@ type guest struct {
 	configured string                // guarded by mu: identity as given
 	containers map[string]*container // guarded by mu
 	nextPID    int32                 // guarded by mu
+	vcpus      uint32                // guarded by mu: what it was last told to run on
 }
 
 func startGuest(s hypervisor.Spec, o Options) (*guest, error) {
@@ -138,6 +139,7 @@ func (g *guest) register(nc *nats.Conn) (*bus.AgentServer, error) {
 	s := bus.NewAgentServer(nc, g.sandbox, bus.AgentLog(g.log))
 	err := errors.Join(
 		bus.HandleAgent(s, "configure", g.configure),
+		bus.HandleAgent(s, "resize", g.resize),
 		bus.HandleAgent(s, "create", g.create),
 		bus.HandleAgent(s, "start", g.start),
 		bus.HandleAgent(s, "exec", g.exec),

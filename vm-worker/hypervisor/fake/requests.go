@@ -20,8 +20,16 @@ func (g *guest) configure(_ context.Context, req *agentv1.ConfigureRequest) (*ag
 	if g.configured != "" && g.configured != who {
 		return nil, bus.Errorf(bus.FailedPrecondition, "this guest is %q already and cannot become %q", g.configured, who)
 	}
-	g.configured = who
+	g.configured, g.vcpus = who, req.GetVcpus()
 	return &agentv1.ConfigureReply{Kernel: kernelRelease}, nil
+}
+
+// resize notes the processors: a fake guest runs on its host's.
+func (g *guest) resize(_ context.Context, req *agentv1.ResizeRequest) (*agentv1.ResizeReply, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.vcpus = req.GetVcpus()
+	return &agentv1.ResizeReply{}, nil
 }
 
 func (g *guest) create(_ context.Context, req *agentv1.CreateRequest) (*agentv1.CreateReply, error) {

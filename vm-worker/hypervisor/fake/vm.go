@@ -29,6 +29,7 @@ type vm struct {
 	reason   string          // guarded by mu
 	attached map[string]bool // guarded by mu: read-only by path
 	disks    map[string]bool // guarded by mu: read-only by id
+	size     hypervisor.Size // guarded by mu
 }
 
 var _ hypervisor.VM = (*vm)(nil)
@@ -38,6 +39,7 @@ func newVM(d *Driver, s hypervisor.Spec) (_ *vm, err error) {
 		driver: d, rec: hypervisor.NewRecord(Name, s),
 		events: make(chan hypervisor.Event, 16), done: make(chan struct{}), attached: map[string]bool{}, disks: map[string]bool{},
 	}
+	v.size = hypervisor.Size{VCPUs: v.rec.VCPUs, MemoryBytes: v.rec.MemoryBytes}
 	if err := v.rec.Save(); err != nil {
 		return nil, err
 	}
@@ -89,7 +91,6 @@ func (v *vm) watch(process *os.Process, input *os.File) {
 }
 
 func (v *vm) ID() string                      { return v.rec.ID }
-func (v *vm) Record() hypervisor.Record       { return v.rec }
 func (v *vm) Pidfd() (*os.File, error)        { return v.rec.Pidfd() }
 func (v *vm) Done() <-chan struct{}           { return v.done }
 func (v *vm) Events() <-chan hypervisor.Event { return v.events }
@@ -182,6 +183,31 @@ func (v *vm) attachedPaths() map[string]bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return maps.Clone(v.attached)
+}
+
+func (v *vm) Record() hypervisor.Record {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	rec := v.rec
+	rec.VCPUs, rec.MemoryBytes = v.size.VCPUs, v.size.MemoryBytes
+	return rec
+}
+
+// Resize notes the size; like a real machine it loses no CPU and keeps the memory
+// it was started with.
+func (v *vm) Resize(_ context.Context, to hypervisor.Size) error {
+	if to.VCPUs > v.rec.Max.VCPUs || to.MemoryBytes > v.rec.Max.MemoryBytes {
+		return fmt.Errorf("fake vm %s: %w", v.rec.ID, hypervisor.ErrNoRoom)
+	}
+	if v.driver.options.ResizeError != nil {
+		if err := v.driver.options.ResizeError(to); err != nil {
+			return fmt.Errorf("resizing fake vm %s: %w", v.rec.ID, err)
+		}
+	}
+	v.mu.Lock()
+	v.size = hypervisor.Size{VCPUs: max(v.size.VCPUs, to.VCPUs), MemoryBytes: max(v.rec.BootMemoryBytes, to.MemoryBytes)}
+	v.mu.Unlock()
+	return v.Record().Save()
 }
 
 func (v *vm) Pause(context.Context) error  { return nil }

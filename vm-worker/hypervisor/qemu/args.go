@@ -5,7 +5,6 @@ package qemu
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 
 	"bulkhead/vm-worker/hypervisor"
@@ -47,7 +46,7 @@ func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
 		"-machine", "q35,hpet=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,usb=off,dump-guest-core=off,mem-merge=on",
 		"-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1",
 		"-m", memory(s, imageBytes),
-		"-smp", strconv.FormatUint(uint64(max(s.VCPUs, 1)), 10),
+		"-smp", processors(s),
 		"-rtc", "base=utc",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
@@ -56,6 +55,13 @@ func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
 	a = append(a, "-kernel", jailKernel, "-append", kernelArgs(s))
 	for i, name := range sockets {
 		a = append(a, "-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", name, 3+i))
+	}
+	// Before the image: at the start of its address space it is aligned to the
+	// blocks in which the guest's kernel takes memory.
+	if room := growthMiB(s); room > 0 {
+		a = append(a,
+			"-object", fmt.Sprintf("memory-backend-ram,id=growth,size=%dM", room),
+			"-device", "virtio-mem-pci,id="+growthID+",memdev=growth,requested-size=0")
 	}
 	return append(a,
 		"-mon", "chardev="+socketQMP+",mode=control",
@@ -101,13 +107,35 @@ const tbSizeMiB = 32
 // that it was cloned, which no guest started here is.
 func firmware() []string { return []string{"-bios", "qboot.rom"} }
 
-// memory leaves room above the guest's RAM for the image, which is a memory
-// device; its address space is aligned to a GiB.
+// memory leaves room above the guest's RAM for what it may grow by and for the
+// image, which is a memory device; their address space is aligned to a GiB.
 func memory(s hypervisor.Spec, imageBytes int64) string {
 	ram := memoryMiB(s.MemoryBytes)
 	const gib = 1 << 10 // in MiB
 	room := (memoryMiB(uint64(imageBytes))/gib + 2) * gib
-	return fmt.Sprintf("%dM,slots=1,maxmem=%dM", ram, ram+room)
+	return fmt.Sprintf("%dM,slots=1,maxmem=%dM", ram, ram+room+growthMiB(s))
+}
+
+// growthBlock is what memory is added in: the blocks of the guest's kernel on
+// x86-64. A part of one would cost as many page descriptors as the whole.
+const growthBlock = 128 << 20
+
+// growthMiB is the size of the device by which the VM can grow, in whole blocks.
+func growthMiB(s hypervisor.Spec) int64 {
+	if s.Max.MemoryBytes <= s.MemoryBytes {
+		return 0
+	}
+	return int64(blocks(s.Max.MemoryBytes-s.MemoryBytes) >> 20)
+}
+
+// blocks rounds up to whole blocks.
+func blocks(bytes uint64) uint64 { return (bytes + growthBlock - 1) / growthBlock * growthBlock }
+
+// processors are those the VM starts with, and how many it can ever have; each of
+// these costs the guest's kernel 0.2 MB.
+func processors(s hypervisor.Spec) string {
+	n := max(s.VCPUs, 1)
+	return fmt.Sprintf("%d,maxcpus=%d", n, max(n, s.Max.VCPUs))
 }
 
 // memoryMiB rounds up: the kernel wants whole pages, a person whole MiB.
@@ -119,7 +147,9 @@ func kernelArgs(s hypervisor.Spec) string {
 	a := []string{
 		"root=/dev/pmem0", "rootfstype=ext4", "rootflags=dax=always", "ro", "rootwait",
 		"console=ttyS0", "quiet", "panic=-1", "no_timer_check",
-		"memhp_default_state=online_movable", "dummy.numdummies=0",
+		// Added memory is for movable pages, so it can be taken back, as long as there is other memory in proportion: the
+		// descriptors of its own pages need 1/64 of it elsewhere, which a small VM does not have.
+		"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", "dummy.numdummies=0",
 		"init=/sbin/bulkhead-agent", "bulkhead.sandbox=" + s.ID,
 	}
 	if s.Accelerator == hypervisor.TCG {

@@ -38,6 +38,9 @@ const startTimeout = 30 * time.Second
 // memory.
 const killTimeout = 10 * time.Second
 
+// undoTime bounds taking back an order that was given and not followed.
+const undoTime = 5 * time.Second
+
 // capabilities are what QEMU's 9p server needs to act for the guest's root on
 // the files of the share (security_model=passthrough), and no others.
 //
@@ -113,11 +116,12 @@ func (d *Driver) start(ctx context.Context, s hypervisor.Spec) (_ *vm, err error
 		return nil, err
 	}
 	var given []*os.File
-	defer func() {
+	hand := func() {
 		for _, f := range given {
 			f.Close()
 		}
-	}()
+	}
+	defer hand()
 	for _, name := range sockets {
 		f, err := listen(s.Dir, name)
 		if err != nil {
@@ -144,6 +148,7 @@ func (d *Driver) start(ctx context.Context, s hypervisor.Spec) (_ *vm, err error
 	if err != nil {
 		return nil, errors.Join(withErrorLog(err, stderr), stderr.Close())
 	}
+	hand() // QEMU's alone now: the end of one that cannot start is the end of its sockets
 	// From here on the pidfd stands for the process, as it will for an adopter.
 	_ = process.Release()
 	v, err := d.take(ctx, rec, stderr)

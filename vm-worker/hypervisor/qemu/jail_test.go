@@ -146,7 +146,9 @@ func TestQEMUCannotOpenFilesByHandlePastItsRoot(t *testing.T) {
 // TestDeviceSet is the list of everything a guest can talk to.
 func TestDeviceSet(t *testing.T) {
 	t.Parallel()
-	v := startVM(t, newSpec(t)).(*vm)
+	spec := newSpec(t)
+	spec.Max.MemoryBytes = spec.MemoryBytes + 1<<30
+	v := startVM(t, spec).(*vm)
 	connect(t, v).ready() // what is behind a bridge is told once the guest has numbered its bus
 	type pciDevice struct {
 		QdevID string `json:"qdev_id"`
@@ -180,7 +182,7 @@ func TestDeviceSet(t *testing.T) {
 	}
 	slices.Sort(got)
 	want := []string{
-		"1af4:1003 link", "1af4:1009 share0", "1af4:1044 rng0", "1af4:105b pmem0",
+		"1af4:1003 link", "1af4:1009 share0", "1af4:1044 rng0", "1af4:1058 growth0", "1af4:105b pmem0",
 		"1b36:0001 hotplug", // the bridge that devices are plugged into
 		"8086:2918 ",        // the ISA bridge, ICH9-LPC: serial port, RTC, ACPI
 		"8086:29c0 ",        // the host bridge

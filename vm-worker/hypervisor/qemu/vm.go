@@ -29,8 +29,10 @@ type vm struct {
 	done    chan struct{} // closed when the process is gone and reason is final
 	watched chan struct{} // closed when watch has ended, also by Release
 	unplugs unplugs
+	memory  chan struct{} // capacity 1: the guest has taken or given back memory
 
 	mu     sync.Mutex
+	size   hypervisor.Size   // guarded by mu: what rec said at first, and Resize since
 	order  string            // guarded by mu: what the worker did to end the VM
 	guest  *hypervisor.Event // guarded by mu: how the guest ended its machine
 	reason string            // guarded by mu
@@ -43,7 +45,8 @@ var _ hypervisor.VM = (*vm)(nil)
 func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.File) (_ *vm, err error) {
 	v := &vm{
 		rec: rec, stderr: stderr, events: make(chan hypervisor.Event, 16),
-		done: make(chan struct{}), watched: make(chan struct{}),
+		done: make(chan struct{}), watched: make(chan struct{}), memory: make(chan struct{}, 1),
+		size: hypervisor.Size{VCPUs: rec.VCPUs, MemoryBytes: rec.MemoryBytes},
 	}
 	if v.pidfd, err = rec.Pidfd(); err != nil {
 		return nil, err
@@ -176,7 +179,8 @@ func (v *vm) lastWords() string {
 	return b.String()
 }
 
-// onEvent sorts what QEMU reports, docs of SHUTDOWN, STOP and RESUME in qapi/run-state.json.
+// onEvent sorts what QEMU reports, docs of SHUTDOWN, STOP and RESUME in qapi/run-state.json,
+// of MEMORY_DEVICE_SIZE_CHANGE in qapi/machine.json.
 func (v *vm) onEvent(e qmpEvent) {
 	switch e.Name {
 	case "STOP":
@@ -187,6 +191,11 @@ func (v *vm) onEvent(e qmpEvent) {
 		v.emit(hypervisor.Event{Kind: hypervisor.EventPanicked})
 	case "DEVICE_DELETED":
 		v.unplugs.happened(deletedDevice(e))
+	case "MEMORY_DEVICE_SIZE_CHANGE":
+		select {
+		case v.memory <- struct{}{}:
+		default: // somebody is about to look
+		}
 	case "SHUTDOWN":
 		v.onShutdown(e)
 	}
@@ -219,10 +228,17 @@ func (v *vm) emit(e hypervisor.Event) {
 }
 
 func (v *vm) ID() string                      { return v.rec.ID }
-func (v *vm) Record() hypervisor.Record       { return v.rec }
 func (v *vm) Done() <-chan struct{}           { return v.done }
 func (v *vm) Events() <-chan hypervisor.Event { return v.events }
 func (v *vm) ConsoleTail(n int) string        { return v.console.end(n) }
+
+func (v *vm) Record() hypervisor.Record {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	rec := v.rec
+	rec.VCPUs, rec.MemoryBytes = v.size.VCPUs, v.size.MemoryBytes
+	return rec
+}
 
 func (v *vm) ExitReason() string {
 	v.mu.Lock()
