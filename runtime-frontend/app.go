@@ -108,12 +108,17 @@ func runLine(ctx context.Context, args []string, g *globals) int {
 		ErrWriter:       io.Discard, // errors are reported once, by us
 		ExitErrHandler:  func(context.Context, *cli.Command, error) {},
 		OnUsageError:    func(_ context.Context, _ *cli.Command, err error, _ bool) error { return err },
-		Action: func(_ context.Context, c *cli.Command) error {
+		Action: func(ctx context.Context, c *cli.Command) error {
 			switch {
 			case g.version:
 				return printVersion(g.std.Out)
 			case c.Args().Len() == 0:
 				return cli.ShowRootCommandHelp(c)
+			case c.Args().First() == "help" || c.Args().First() == "h":
+				if c.Args().Len() == 1 {
+					return cli.ShowRootCommandHelp(c)
+				}
+				return cli.ShowCommandHelp(ctx, c, c.Args().Get(1))
 			default:
 				return &unknownCommand{c.Args().First()}
 			}
@@ -139,7 +144,7 @@ func runLine(ctx context.Context, args []string, g *globals) int {
 }
 
 // build turns a command into the parser's form. failure becomes the status for
-// errors as soon as the command is known, so that a wrong flag of exec also ends with 255.
+// errors as soon as the command acts: a wrong command line ends with 1 always, as runc's does.
 func build(c *command, g *globals, failure *int) *cli.Command {
 	b := &cli.Command{
 		Name:                      c.name,
@@ -158,11 +163,9 @@ func build(c *command, g *globals, failure *int) *cli.Command {
 		b.StopOnNthArg = &afterID
 	}
 	b.OnUsageError = func(_ context.Context, _ *cli.Command, err error, _ bool) error {
-		c.setFailure(failure)
 		return fmt.Errorf("%s: %w: see \"bulkhead %s --help\"", c.name, err, c.name)
 	}
 	b.Action = func(ctx context.Context, parsed *cli.Command) error {
-		c.setFailure(failure)
 		n := parsed.Args().Len()
 		switch {
 		case c.anyFlags && wantsHelp(parsed.Args().Slice()):
@@ -172,6 +175,9 @@ func build(c *command, g *globals, failure *int) *cli.Command {
 			return fmt.Errorf("%s: %q requires at least %d argument(s): %s", c.name, c.name, c.minArgs, c.args)
 		case c.maxArgs >= 0 && n > c.maxArgs:
 			return fmt.Errorf("%s: %q takes at most %d argument(s): %s", c.name, c.name, c.maxArgs, c.args)
+		}
+		if c.failure != 0 {
+			*failure = c.failure
 		}
 		if c.deadline > 0 {
 			var cancel context.CancelFunc
@@ -183,12 +189,6 @@ func build(c *command, g *globals, failure *int) *cli.Command {
 		return c.run(ctx, inv)
 	}
 	return b
-}
-
-func (c *command) setFailure(status *int) {
-	if c.failure != 0 {
-		*status = c.failure
-	}
 }
 
 func wantsHelp(args []string) bool {

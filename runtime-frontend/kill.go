@@ -50,13 +50,13 @@ var killCommand = command{
 // maxSignal is the last real-time signal of Linux.
 const maxSignal = 64
 
-// parseSignal reads 9, KILL, SIGKILL and the RTMIN+n and RTMAX-n forms.
+// parseSignal reads 9, 0, KILL, SIGKILL and the RTMIN+n and RTMAX-n forms.
 func parseSignal(text string) (unix.Signal, error) {
 	if text == "" {
 		return unix.SIGTERM, nil
 	}
 	if n, err := strconv.Atoi(text); err == nil {
-		if n < 1 || n > maxSignal {
+		if n < 0 || n > maxSignal { // 0 asks whether there is a process to signal, as in kill(2)
 			return 0, fmt.Errorf("unknown signal %q: numbers are 1 to %d", text, maxSignal)
 		}
 		return unix.Signal(n), nil

@@ -108,11 +108,10 @@ func TestWrongCommandLines(t *testing.T) {
 		{[]string{"state"}, 1, "requires at least 1 argument"},
 		{[]string{"state", "a", "b"}, 1, "takes at most 1 argument"},
 		{[]string{"state", "--nosuch", "a"}, 1, "-nosuch"},
-		{[]string{"exec", "--nosuch", "a"}, 255, "-nosuch"},
-		{[]string{"exec"}, 255, "requires at least 1 argument"},
+		{[]string{"exec", "--nosuch", "a"}, 1, "-nosuch"},
+		{[]string{"exec"}, 1, "requires at least 1 argument"},
 		{[]string{"exec", "a/b", "id"}, 255, "invalid container id"},
 		{[]string{"kill", "c", "NOSUCH"}, 1, "unknown signal"},
-		{[]string{"kill", "c", "0"}, 1, "unknown signal"},
 		{[]string{"kill", "c", "65"}, 1, "unknown signal"},
 		{[]string{"list", "-f", "xml"}, 1, "invalid format option"},
 		{[]string{"state", ""}, 1, "cannot be empty"},
@@ -127,8 +126,11 @@ func TestWrongCommandLines(t *testing.T) {
 		{[]string{"update", "--l3-cache-schema", "L3:0=f", "c"}, 1, "--l3-cache-schema: "},
 		{[]string{"update", "--resources", "-", "--memory", "1m", "c"}, 1, "give no --memory beside it"},
 		{[]string{"update", "--resources", "-", "c"}, 1, "reading the resources"},
-		{[]string{"checkpoint", "--image-path", "i", "--work-path", "w", "c"}, 1, "cannot be checkpointed"},
-		{[]string{"restore", "--image-path", "i", "-no-subreaper", "--bundle", "b", "c"}, 1, "cannot be restored"},
+		{[]string{"checkpoint", "--image-path", "i", "--work-path", "w", "c"}, 1, "container does not exist"},
+		{[]string{"restore", "--image-path", "i", "-no-subreaper", "--bundle", "b", "c"}, 1, "cannot be made from a saved state"},
+		{[]string{"checkpoint", "--nosuch", "c"}, 1, "flag provided but not defined"},
+		{[]string{"restore", "--nosuch", "c"}, 1, "flag provided but not defined"},
+		{[]string{"checkpoint"}, 1, "requires at least 1 argument"},
 		{[]string{"events", "--stats", "c"}, 1, "events"},
 		{[]string{"spec", "--rootless"}, 1, "needs root on the host"},
 	} {
@@ -146,6 +148,18 @@ func TestRootlessIsRefused(t *testing.T) {
 	}
 }
 
+func TestHelpIsACommandToo(t *testing.T) {
+	h := newHost(t)
+	for _, c := range []struct {
+		args []string
+		says string
+	}{{[]string{"help"}, "COMMANDS"}, {[]string{"help", "kill"}, "--all"}} {
+		if r := h.run(c.args...); r.status != 0 || !strings.Contains(r.stdout, c.says) {
+			t.Errorf("%v: exit status %d, stdout %q", c.args, r.status, r.stdout)
+		}
+	}
+}
+
 func TestCheckpointHelpEndsWell(t *testing.T) {
 	h := newHost(t)
 	if r := h.run("checkpoint", "--help"); r.status != 0 || !strings.Contains(r.stdout, "not supported") {
@@ -155,14 +169,14 @@ func TestCheckpointHelpEndsWell(t *testing.T) {
 
 func TestSignals(t *testing.T) {
 	for text, want := range map[string]unix.Signal{
-		"": unix.SIGTERM, "9": unix.SIGKILL, "KILL": unix.SIGKILL, "SIGKILL": unix.SIGKILL, "sigusr1": unix.SIGUSR1, "hup": unix.SIGHUP,
+		"": unix.SIGTERM, "0": 0, "9": unix.SIGKILL, "KILL": unix.SIGKILL, "SIGKILL": unix.SIGKILL, "sigusr1": unix.SIGUSR1, "hup": unix.SIGHUP,
 		"37": 37, "64": 64, "RTMIN+3": 37, "SIGRTMIN": 34, "RTMAX": 64, "SIGRTMAX-1": 63,
 	} {
 		if got, err := parseSignal(text); err != nil || got != want {
 			t.Errorf("%q: %d, %v, want %d", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"0", "-9", "65", "NOSUCH", "SIG", "SIGRTMIN+31", "RTMAX+1", "9x"} {
+	for _, text := range []string{"-9", "65", "NOSUCH", "SIG", "SIGRTMIN+31", "RTMAX+1", "9x"} {
 		if got, err := parseSignal(text); err == nil {
 			t.Errorf("%q is taken as %d", text, got)
 		}

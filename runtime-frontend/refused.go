@@ -12,12 +12,9 @@ import (
 )
 
 // The commands that this version refuses. They exist so that a caller gets a
-// sentence instead of "unknown command", and so that "checkpoint --help" ends well: podman asks that before it offers
-// checkpoints at all, and then tells our sentence.
+// sentence instead of "unknown command".
 var (
-	eventsCommand     = refusal("events", "not supported: stream of a container's events", "events and statistics are not on this command line yet: watch the bus with \"nats --context bulkhead sub 'ev.>'\"")
-	checkpointCommand = refusal("checkpoint", "not supported: checkpoint of a container", "containers in virtual machines cannot be checkpointed yet")
-	restoreCommand    = refusal("restore", "not supported: restore of a checkpoint", "containers in virtual machines cannot be restored from a checkpoint yet")
+	eventsCommand = refusal("events", "not supported: stream of a container's events", "events and statistics are not on this command line yet: watch the bus with \"nats --context bulkhead sub 'ev.>'\"")
 )
 
 func refusal(name, usage, reason string) command {

@@ -139,12 +139,16 @@ func (c *container) settle(ctx context.Context, status string) {
 	started := false
 	err := c.set(ctx, func(rec *vmv1.Container) {
 		switch was := rec.Status; {
+		case was == vmv1.ContainerStatus_CONTAINER_STATUS_CREATED && status == "paused" && rec.StartOperationId == "":
+			rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED
 		case was == vmv1.ContainerStatus_CONTAINER_STATUS_CREATED && (status == "running" || status == "paused"):
 			started = true
 			rec.Started = timestamppb.Now()
 			rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_RUNNING
 		case was == vmv1.ContainerStatus_CONTAINER_STATUS_RUNNING && status == "paused":
 			rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED
+		case was == vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED && status == "created":
+			rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_CREATED
 		case was == vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED && status == "running":
 			rec.Status = vmv1.ContainerStatus_CONTAINER_STATUS_RUNNING
 		}

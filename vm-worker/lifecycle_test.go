@@ -87,7 +87,7 @@ func TestRefusalsAreInTheWordsThatEnginesMatch(t *testing.T) {
 		{"start", start, "running", bus.FailedPrecondition, "cannot start an already running container"},
 		{"start", start, "stopped", bus.FailedPrecondition, "cannot start a container that has stopped"},
 		{"kill", kill, "stopped", bus.FailedPrecondition, "container not running"},
-		{"pause", pause, "created", bus.FailedPrecondition, "container not running"},
+		{"start", start, "paused", bus.FailedPrecondition, "cannot start a container in the paused state"},
 		{"pause", pause, "stopped", bus.FailedPrecondition, "container not running"},
 		{"update", update, "none", bus.NotFound, "container does not exist"},
 		{"update", update, "stopped", bus.FailedPrecondition, "container not running"},
@@ -346,6 +346,27 @@ func TestADeleteThatFailsCanBeRepeated(t *testing.T) {
 	h.expectRecordsAgree()
 	_ = squatter.Process.Kill()
 	_ = squatter.Wait()
+	h.delete("c1", false)
+	h.expectNothing()
+}
+
+// runc lets a created container be paused; resumed, it waits for its start as before.
+func TestACreatedContainerCanBePaused(t *testing.T) {
+	h := newHost(t, fake.Options{})
+	r := h.create("c1", "exit", "3")
+	if _, err := call[vmv1.PauseReply](t.Context(), h, "pause", &vmv1.PauseRequest{Ref: ref("c1")}); err != nil {
+		t.Fatal(err)
+	}
+	h.expectStatus("c1", vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED)
+	h.restart()
+	h.expectStatus("c1", vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED)
+	if _, err := call[vmv1.ResumeReply](t.Context(), h, "resume", &vmv1.ResumeRequest{Ref: ref("c1")}); err != nil {
+		t.Fatal(err)
+	}
+	h.expectStatus("c1", vmv1.ContainerStatus_CONTAINER_STATUS_CREATED)
+	h.start("c1")
+	r.expectCode(3)
+	h.await("c1", "exited")
 	h.delete("c1", false)
 	h.expectNothing()
 }

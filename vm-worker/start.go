@@ -49,6 +49,8 @@ func (w *Worker) startNow(ctx context.Context, req *vmv1.StartRequest) (*vmv1.St
 		return nil, bus.Errorf(bus.FailedPrecondition, "cannot start a container that has stopped")
 	case vmv1.ContainerStatus_CONTAINER_STATUS_CREATING:
 		return nil, bus.Errorf(bus.FailedPrecondition, "cannot start container %s: it is still being created", rec.Ref.Id)
+	case vmv1.ContainerStatus_CONTAINER_STATUS_PAUSED:
+		return nil, bus.Errorf(bus.FailedPrecondition, "cannot start a container in the paused state")
 	default:
 		return nil, bus.Errorf(bus.FailedPrecondition, "cannot start an already running container")
 	}

@@ -6,6 +6,7 @@ package fake
 import (
 	"context"
 	"encoding/json"
+	"slices"
 
 	"bulkhead/bus"
 	agentv1 "bulkhead/proto/agent/v1"
@@ -135,7 +136,7 @@ func (g *guest) update(_ context.Context, req *agentv1.UpdateRequest) (*agentv1.
 }
 
 func (g *guest) pause(_ context.Context, req *agentv1.PauseRequest) (*agentv1.PauseReply, error) {
-	return &agentv1.PauseReply{}, g.setPaused(req.GetContainer(), true, running)
+	return &agentv1.PauseReply{}, g.setPaused(req.GetContainer(), true, running, created)
 }
 
 func (g *guest) resume(_ context.Context, req *agentv1.ResumeRequest) (*agentv1.ResumeReply, error) {
@@ -143,13 +144,13 @@ func (g *guest) resume(_ context.Context, req *agentv1.ResumeRequest) (*agentv1.
 }
 
 // setPaused changes the state only: a fake process has nothing to stop.
-func (g *guest) setPaused(key string, to bool, from string) error {
+func (g *guest) setPaused(key string, to bool, from ...string) error {
 	c, err := g.find(key)
 	if err != nil {
 		return err
 	}
-	if s := c.status(); s != from {
-		return bus.Errorf(bus.FailedPrecondition, "container %s is %s, not %s", key, s, from)
+	if s := c.status(); !slices.Contains(from, s) {
+		return bus.Errorf(bus.FailedPrecondition, "container %s is %s, not %s", key, s, from[0])
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
