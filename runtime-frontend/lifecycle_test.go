@@ -330,8 +330,14 @@ func TestRunThatCannotStartLeavesNothing(t *testing.T) {
 
 func TestSpecWritesABundleThatPasses(t *testing.T) {
 	h := newHost(t)
+	t.Run("rootless", func(t *testing.T) { specPasses(t, h, "c2", "--rootless") })
+	specPasses(t, h, "c1")
+}
+
+func specPasses(t *testing.T, h *host, id string, flags ...string) {
+	t.Helper()
 	dir := t.TempDir()
-	h.run("spec", "-b", dir).succeeds(t)
+	h.run(append(append([]string{"spec"}, flags...), "-b", dir)...).succeeds(t)
 	h.run("spec", "--bundle", dir).fails(t, 1, "exists")
 	text, err := os.ReadFile(filepath.Join(dir, "config.json"))
 	if err != nil {
@@ -344,7 +350,7 @@ func TestSpecWritesABundleThatPasses(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "rootfs"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	h.run("create", "-b", dir, "c1").succeeds(t)
+	h.run("create", "-b", dir, id).succeeds(t)
 }
 
 // TestLabelsAreRefusedWhereTheyAreSwitchedOff: the configuration decides, and features say what it decided.

@@ -132,7 +132,6 @@ func TestWrongCommandLines(t *testing.T) {
 		{[]string{"restore", "--nosuch", "c"}, 1, "flag provided but not defined"},
 		{[]string{"checkpoint"}, 1, "requires at least 1 argument"},
 		{[]string{"events", "--stats", "c"}, 1, "events"},
-		{[]string{"spec", "--rootless"}, 1, "needs root on the host"},
 	} {
 		t.Run(strings.Join(c.args, " ")[:min(30, len(strings.Join(c.args, " ")))], func(t *testing.T) { h.run(c.args...).fails(t, c.status, c.want) })
 	}

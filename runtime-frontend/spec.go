@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/urfave/cli/v3"
@@ -23,19 +25,20 @@ var specCommand = command{
 	flags: func() []cli.Flag {
 		return []cli.Flag{
 			&cli.StringFlag{Name: "bundle", Aliases: []string{"b"}, Usage: "`DIR` of the bundle (default: the working directory)"},
-			&cli.BoolFlag{Name: "rootless", Usage: "not supported"},
+			&cli.BoolFlag{Name: "rootless", Usage: "with a user namespace in which root is the caller, and without limits"},
 		}
 	},
 	run: func(_ context.Context, inv *invocation) error {
+		spec := exampleSpec()
 		if inv.Bool("rootless") {
-			return errors.New("spec --rootless: bulkhead needs root on the host; the container's root is root of its own virtual machine only")
+			withoutRoot(spec)
 		}
-		return writeSpec(inv.String("bundle"))
+		return writeSpec(spec, inv.String("bundle"))
 	},
 }
 
-func writeSpec(dir string) error {
-	text, err := json.MarshalIndent(exampleSpec(), "", "\t")
+func writeSpec(spec *specs.Spec, dir string) error {
+	text, err := json.MarshalIndent(spec, "", "\t")
 	if err != nil {
 		return fmt.Errorf("writing a configuration: %w", err)
 	}
@@ -97,5 +100,20 @@ func exampleSpec() *specs.Spec {
 				{Type: specs.UTSNamespace}, {Type: specs.MountNamespace}, {Type: specs.CgroupNamespace},
 			},
 		},
+	}
+}
+
+// withoutRoot makes the configuration that of a container whose root is the
+// caller, as runc does it for callers that are not root; but the network namespace
+// stays, as a virtual machine cannot be in the host's. The command line itself
+// needs root, whoever runs in the container.
+func withoutRoot(spec *specs.Spec) {
+	linux := spec.Linux
+	linux.Resources = nil
+	linux.Namespaces = append(linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	linux.UIDMappings = []specs.LinuxIDMapping{{HostID: uint32(os.Geteuid()), Size: 1}}
+	linux.GIDMappings = []specs.LinuxIDMapping{{HostID: uint32(os.Getegid()), Size: 1}}
+	for i := range spec.Mounts { // of groups that are not mapped
+		spec.Mounts[i].Options = slices.DeleteFunc(spec.Mounts[i].Options, func(o string) bool { return strings.HasPrefix(o, "gid=") })
 	}
 }

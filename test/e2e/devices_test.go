@@ -129,9 +129,15 @@ func TestBlockDevicesComeAndGoWithTheContainersOfAPod(t *testing.T) {
 		return nil
 	}
 	member := func(text string) *specs.Spec {
-		s := spec("container", "sh", "-c", "head -c 6 /dev/disk; echo; cat /sys/fs/cgroup/io.weight; echo "+text+" > /dev/disk; echo done; exec sleep 1000")
+		s := spec("container", "sh", "-c", "head -c 6 /dev/disk; echo; cat /sys/fs/cgroup/io.weight; stat -c '%F %a %u %g' /dev/pipe; stat -c '%F %a %t:%T' /dev/dead; echo "+text+" > /dev/disk; echo done; exec sleep 1000")
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/dev/disk", Type: "bind", Source: device, Options: []string{"bind"}})
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"ro"}})
+		mode := os.FileMode(0o640)
+		five, six := uint32(5), uint32(6)
+		s.Linux.Devices = []specs.LinuxDevice{
+			{Path: "/dev/pipe", Type: "p", FileMode: &mode, UID: &five, GID: &six},
+			{Path: "/dev/dead", Type: "c", Major: 4000, Minor: 7, FileMode: &mode}, // that neither host nor guest has
+		}
 		weight := specs.LinuxWeightDevice{Weight: &heavy}
 		weight.Major, weight.Minor = major, minor
 		s.Linux.Resources = &specs.LinuxResources{
@@ -147,6 +153,11 @@ func TestBlockDevicesComeAndGoWithTheContainersOfAPod(t *testing.T) {
 	m := o.launch(id, member("middle"))
 	until(t, m, "done")
 	expect(t, "the member read", strings.Fields(m.Stdout.String())[0], "before")
+	for _, node := range []string{"fifo 640 5 6\n", "character special file 640 fa0:7\n"} {
+		if out := m.Stdout.String(); !strings.Contains(out, node) {
+			t.Errorf("no %q in %q", node, out)
+		}
+	}
 	if out := m.Stdout.String(); weighs && !strings.Contains(out, " 10000\n") { // of io.weight's 1 to 10000
 		t.Errorf("the device's weight is not in %q", out)
 	}

@@ -140,9 +140,14 @@ func TestPauseStopsTimeForTheContainer(t *testing.T) {
 	d.says(name, fmt.Sprintf("\n%d\n%d\n", last+1, last+2))
 }
 
-func TestAPausedContainerCanBeRemoved(t *testing.T) {
+func TestAPausedContainerCanBeStoppedAndRemoved(t *testing.T) {
 	d := newDocker(t)
-	name := d.launch(nil, "sleep", "1000")
+	name := d.launch(nil, "sh", "-c", `trap 'exit 43' TERM; echo ready; while :; do sleep 0.1; done`)
+	d.says(name, "ready")
+	d.do("pause", name)
+	d.do("stop", "-t", "30", name) // the signal waits for the resume that Docker does then
+	expect(t, "the exit code", d.inspect(name, ".State.ExitCode"), "43")
+	d.do("start", name)
 	d.do("pause", name)
 	d.do("rm", "-f", name)
 	if r := d.try("inspect", name); r.Code == 0 {
