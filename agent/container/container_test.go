@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,6 +40,19 @@ func TestLeftoversAreNoticed(t *testing.T) {
 	c.m.cfg.ShareDir = "/" // every machine has a mount at /proc
 	if left := c.leftovers(); !slices.Contains(left, string(c.cgroup)) || !slices.Contains(left, filepath.Join(state, c.key)) || !slices.Contains(left, "/proc") {
 		t.Errorf("noticed only %v", left)
+	}
+}
+
+func TestOnlyTheNamespacesOfWhatRunsAreJoined(t *testing.T) {
+	t.Parallel()
+	c := testContainer(t, Config{})
+	for _, j := range []Join{{Type: "ipc", Container: "unknown"}, {Type: "pid", Container: c.key}} { // the second is still being created
+		if _, err := c.m.openJoins([]Join{j}); !errors.Is(err, ErrState) || !strings.Contains(err.Error(), "it is not running") {
+			t.Errorf("joining %v: %v", j, err)
+		}
+	}
+	if _, err := c.m.openJoins([]Join{{Type: "mount", Container: c.key}}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("joining a mount namespace: %v", err)
 	}
 }
 

@@ -132,5 +132,13 @@ func TestOCIAHookThatFailsOrHangsUndoesTheCreate(t *testing.T) {
 			t.Errorf("poststop after %q read %q, %v", says, text, err)
 		}
 	}
+	// The guest's hook runs when start has been answered, as with runc.
+	id := newID("late")
+	spec := newSpec("sh", "-c", "echo ran")
+	spec.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/bin/sleep", Args: []string{"sleep", "1000"}, Timeout: &timeout}}}
+	m := o.launch(id, spec)
+	exits(t, m, 1)
+	expect(t, "the output of a program whose startContainer hook hangs", wholeOutput(t, m), "")
+	o.do("delete", id)
 	must(t, cleanTime, idle)
 }

@@ -94,6 +94,53 @@ func read(t *testing.T, c *Cgroup, controller, v1, v2 string) string {
 	return strings.TrimSpace(string(b))
 }
 
+// TestWhatOutlivesAContainerHasItsLimitsBesideIt, also when the move was cut short and is made again.
+func TestWhatOutlivesAContainerHasItsLimitsBesideIt(t *testing.T) {
+	path := ownPath(t)
+	c := create(t, spec(path+"/container", &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: ptr(int64(10))}}), Options{})
+	t.Cleanup(func() { // the parent is an engine's
+		for _, p := range c.state.Paths {
+			_ = os.Remove(filepath.Dir(p))
+		}
+	})
+	vm := bystander(t, c)
+	file := filepath.Join(t.TempDir(), "state.json")
+	for range 2 {
+		heir, err := c.Inherit("vm-x", vm.Process.Pid, file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, heir, "pids", "pids.max", "pids.max"); got != "10" {
+			t.Errorf("the inherited limit is %s", got)
+		}
+		if got := read(t, heir, "pids", "cgroup.procs", "cgroup.procs"); got != strconv.Itoa(vm.Process.Pid) {
+			t.Errorf("the processes there are %q", got)
+		}
+	}
+	if err := c.Destroy(t.Context()); err != nil { // nobody is in it any more
+		t.Error(err)
+	}
+	heir, err := Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range heir.state.Paths {
+		if want := path + "/bulkhead-vm-x"; !strings.HasSuffix(p, want) {
+			t.Errorf("it is in %s, not in %s", p, want)
+		}
+	}
+	_ = vm.Process.Kill()
+	_ = vm.Wait()
+	if err := heir.Destroy(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, p := range heir.state.Paths {
+		if _, err := os.Lstat(p); err == nil {
+			t.Errorf("%s is left", p)
+		}
+	}
+}
+
 func TestLimitsAreWidenedByTheOverhead(t *testing.T) {
 	path := ownPath(t)
 	over := Overhead{MemoryBytes: 100 << 20, Pids: 50}
