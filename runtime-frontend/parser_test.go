@@ -41,7 +41,7 @@ func TestArgvOfEveryCaller(t *testing.T) {
 		{"CRI-O kill", []string{"--root", h.root}, []string{"kill", "-a", "ID", "9"}},
 		{"docker's real-time signal", []string{"--root", h.root}, []string{"kill", "ID", "37"}},
 		{"podman state", []string{"--rootless=false", "--root", h.root}, []string{"state", "ID"}},
-		{"crun's flags", []string{"--cgroup-manager", "disabled", "--criu", "/usr/sbin/criu", "--rootless", "auto", "--root", h.root}, []string{"state", "ID"}},
+		{"crun's flags", []string{"--cgroup-manager", "cgroupfs", "--criu", "/usr/sbin/criu", "--rootless", "auto", "--root", h.root}, []string{"state", "ID"}},
 		{"single dashes", []string{"-root", h.root, "-log-format=json"}, []string{"list", "-format", "json"}},
 		{"quiet list", []string{"--root", h.root}, []string{"list", "-q"}},
 		{"shim delete", []string{"--root", h.root}, []string{"delete", "--force", "ID"}},
@@ -132,6 +132,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{[]string{"restore", "--nosuch", "c"}, 1, "flag provided but not defined"},
 		{[]string{"checkpoint"}, 1, "requires at least 1 argument"},
 		{[]string{"events", "--stats", "c"}, 1, "events"},
+		{[]string{"--cgroup-manager", "disabled", "state", "c"}, 1, "use cgroupfs or systemd"},
 	} {
 		t.Run(strings.Join(c.args, " ")[:min(30, len(strings.Join(c.args, " ")))], func(t *testing.T) { h.run(c.args...).fails(t, c.status, c.want) })
 	}
