@@ -90,6 +90,7 @@ func (c ctrUser) deletes(name string, code int) {
 }
 
 func TestCtrRunGivesTheProgramsOutputAndCode(t *testing.T) {
+	t.Parallel()
 	c := newCtr(t)
 	t.Run("code", func(t *testing.T) {
 		t.Parallel()
@@ -127,6 +128,7 @@ func TestCtrRunGivesTheProgramsOutputAndCode(t *testing.T) {
 }
 
 func TestCtrWorksOnARunningTask(t *testing.T) {
+	t.Parallel()
 	c := newCtr(t)
 	name := c.launch(opts("--null-io"), "sh", "-c", `trap 'exit 9' TERM; echo 0 > /n; while :; do sleep 0.1; done`)
 	c.is(name, "RUNNING")
@@ -182,6 +184,7 @@ func TestCtrWorksOnARunningTask(t *testing.T) {
 }
 
 func TestCtrKillsAndRemovesByForce(t *testing.T) {
+	t.Parallel()
 	c := newCtr(t)
 	t.Run("all processes", func(t *testing.T) {
 		t.Parallel()

@@ -4,11 +4,13 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -18,6 +20,12 @@ import (
 
 // product is the name of the runtime in Docker's configuration.
 const product = "bulkhead"
+
+// installedRuntime is where the set-up files for engines expect the product.
+const installedRuntime = "/usr/bin/bulkhead"
+
+// setUpFile is a file that shows how to set up an engine.
+func setUpFile(name string) string { return filepath.Join("../../deploy/engines", name) }
 
 // runtimeUnderTest is the runtime that tests of Docker use.
 var runtimeUnderTest = sync.OnceValue(func() string {
@@ -146,12 +154,22 @@ func dockerEngine(t *testing.T) *engine.Engine {
 
 func dockerEngineLocked(t *testing.T) *engine.Engine {
 	t.Helper()
-	runtimes := map[string]engine.Runtime{}
+	var config struct {
+		Runtimes map[string]engine.Runtime `json:"runtimes"`
+	}
 	if !reference() {
-		runtimes[product] = runtimeProgramLocked(t)
+		text, err := os.ReadFile(setUpFile("docker-daemon.json"))
+		if err == nil {
+			err = json.Unmarshal(text, &config)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		expect(t, "the path in docker-daemon.json", config.Runtimes[product].Path, installedRuntime)
+		config.Runtimes[product] = runtimeProgramLocked(t)
 	}
 	if started.engine == nil {
-		e, err := engine.Start(t.Context(), ground, runtimes)
+		e, err := engine.Start(t.Context(), ground, config.Runtimes)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -198,7 +216,15 @@ func podmanEngine(t *testing.T) *engine.Podman {
 	defer started.mu.Unlock()
 	runtime := runtimeProgramLocked(t)
 	if started.podman == nil {
-		p, err := engine.NewPodman(within(t, commandTime), ground, runtimeUnderTest(), runtime)
+		setUp := engine.PodmanSetUp(runtimeUnderTest(), runtime.Path)
+		if !reference() {
+			text, err := os.ReadFile(setUpFile("containers.conf"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			setUp = strings.ReplaceAll(string(text), installedRuntime, runtime.Path)
+		}
+		p, err := engine.NewPodman(within(t, commandTime), ground, runtimeUnderTest(), runtime, setUp)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,6 +9,7 @@ import (
 )
 
 func TestPodmanRunGivesTheProgramsOutputAndCode(t *testing.T) {
+	t.Parallel()
 	p := newPodman(t)
 	for _, c := range []struct {
 		name, stdin    string

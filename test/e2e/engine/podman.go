@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -26,12 +28,14 @@ const PodmanImage = "localhost/" + Image
 // own. There is no daemon.
 type Podman struct {
 	dir, data string
+	runtime   string
 	ground    *host.Ground
 }
 
 // containersConf leaves the machine's defaults out: locks in /dev/shm, the
 // journal, and limits that a container of tests may not be allowed to raise.
 // static_dir is where podman's cleanup, which conmon starts with --root, looks.
+// What a user adds for a runtime goes on with the table [engine].
 const containersConf = `[containers]
 netns = "none"
 log_driver = "k8s-file"
@@ -47,10 +51,16 @@ tmp_dir = %[2]q
 static_dir = %[3]q
 volume_path = %[4]q
 runtime = %[5]q
-runtime_supports_json = ["crun", "runc", %[5]q]
-[engine.runtimes]
-%[5]s = [%[6]q]
+%[6]s
 `
+
+// engineTable begins what a user adds for a runtime.
+const engineTable = "[engine]\n"
+
+// PodmanSetUp is what a user adds to containers.conf for a runtime.
+func PodmanSetUp(name, path string) string {
+	return fmt.Sprintf("%sruntime_supports_json = [%q]\n[engine.runtimes]\n%s = [%q]\n", engineTable, name, name, path)
+}
 
 const storageConf = `[storage]
 driver = "overlay"
@@ -58,9 +68,9 @@ runroot = %q
 graphroot = %q
 `
 
-// NewPodman makes the configuration, with a runtime as the default one, and
-// imports the image.
-func NewPodman(ctx context.Context, g *host.Ground, name string, r Runtime) (_ *Podman, err error) {
+// NewPodman makes the configuration, of a set-up that names a runtime by its
+// path, with that as the default one, and imports the image.
+func NewPodman(ctx context.Context, g *host.Ground, name string, r Runtime, setUp string) (_ *Podman, err error) {
 	p := &Podman{dir: filepath.Join(g.Dir, "podman"), data: filepath.Join(g.Data, "podman"), ground: g}
 	for _, dir := range []string{p.dir, p.data} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
@@ -72,12 +82,17 @@ func NewPodman(ctx context.Context, g *host.Ground, name string, r Runtime) (_ *
 			err = errors.Join(err, p.Stop())
 		}
 	}()
-	runtime := filepath.Join(p.dir, name)
+	p.runtime = filepath.Join(p.dir, name)
+	_, setUp, found := strings.Cut(setUp, engineTable)
+	if !found || !strings.Contains(setUp, strconv.Quote(r.Path)) {
+		return nil, fmt.Errorf("the set-up of podman has no table [engine] or does not name %s", r.Path)
+	}
+	setUp = strings.ReplaceAll(setUp, strconv.Quote(r.Path), strconv.Quote(p.runtime))
 	conf := fmt.Sprintf(containersConf, filepath.Join(p.dir, "networks"), filepath.Join(p.dir, "libpod"),
-		filepath.Join(p.storage(), "libpod"), filepath.Join(p.storage(), "volumes"), name, runtime)
+		filepath.Join(p.storage(), "libpod"), filepath.Join(p.storage(), "volumes"), name, setUp)
 	storage := fmt.Sprintf(storageConf, filepath.Join(p.dir, "run"), p.storage())
 	if err := errors.Join(
-		writeWrapper(runtime, r),
+		writeWrapper(p.runtime, r),
 		os.WriteFile(p.conf(), []byte(conf), 0o600),
 		os.WriteFile(p.storageConf(), []byte(storage), 0o600),
 	); err != nil {
@@ -102,8 +117,14 @@ func (p *Podman) Env() []string {
 	return []string{"CONTAINERS_CONF=" + p.conf(), "CONTAINERS_STORAGE_CONF=" + p.storageConf(), "XDG_RUNTIME_DIR="}
 }
 
-// Args is the command line of a podman command.
-func (p *Podman) Args(args ...string) []string { return append([]string{podmanPath}, args...) }
+// Args is the command line of a podman command, in a directory of its own:
+// conmon writes of an OOM kill where it was started.
+func (p *Podman) Args(args ...string) []string {
+	return append([]string{"/usr/bin/env", "--chdir=" + p.dir, podmanPath}, args...)
+}
+
+// Runtime is the program that podman runs as the runtime.
+func (p *Podman) Runtime() string { return p.runtime }
 
 // CgroupParent is to be given to "run", "create" and "pod create" with
 // --cgroup-parent.
