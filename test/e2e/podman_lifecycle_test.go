@@ -65,14 +65,19 @@ func TestPodmanWorksOnADetachedContainer(t *testing.T) {
 	expect(t, "the state", p.inspect(name, ".State.Status"), "exited")
 	expect(t, "the exit code", p.inspect(name, ".State.ExitCode"), "43")
 	p.says(name, "bye\n")
+	started := func(times int) {
+		t.Helper()
+		must(t, commandTime, func() error {
+			if r := p.try("exec", name, "wc", "-l", "/starts"); r.Stdout != fmt.Sprintf("%d /starts\n", times) {
+				return fmt.Errorf("it counts its starts as %q: %s", r.Stdout, r.Stderr)
+			}
+			return nil
+		})
+	}
 	p.do("start", name)
+	started(2)
 	p.do("restart", "--time", "0", name)
-	must(t, commandTime, func() error {
-		if r := p.try("exec", name, "wc", "-l", "/starts"); r.Stdout != "3 /starts\n" {
-			return fmt.Errorf("it counts its starts as %q: %s", r.Stdout, r.Stderr)
-		}
-		return nil
-	})
+	started(3)
 	p.do("kill", name)
 	expect(t, "the code that wait gives", p.do("wait", name), "137")
 	expect(t, "OOMKilled", p.inspect(name, ".State.OOMKilled"), "false")

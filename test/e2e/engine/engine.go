@@ -98,16 +98,38 @@ func Start(ctx context.Context, g *host.Ground, runtimes map[string]Runtime) (_ 
 	if err := os.WriteFile(filepath.Join(e.dir, "daemon.json"), daemonJSON, 0o600); err != nil {
 		return nil, err
 	}
-	e.dockerd, err = host.StartProcess(ctx, e.dir, "dockerd", nil, dockerdPath,
-		"--config-file", filepath.Join(e.dir, "daemon.json"),
-		"-H", e.address(), "--containerd", address,
-		"--data-root", filepath.Join(g.Data, "docker"), "--exec-root", filepath.Join(e.dir, "exec"), "--pidfile", filepath.Join(e.dir, "dockerd.pid"),
-		"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false",
-		"--storage-driver=overlay2", "--cgroup-parent=/"+g.Token)
-	if err != nil {
-		return nil, fmt.Errorf("is the Debian package docker.io installed? %w", err)
+	if err := e.startDockerd(ctx); err != nil {
+		return nil, err
 	}
 	return e, e.importImage(ctx)
+}
+
+// startDockerd starts dockerd. With live-restore, containers outlive it.
+func (e *Engine) startDockerd(ctx context.Context) error {
+	var err error
+	e.dockerd, err = host.StartProcess(ctx, e.dir, "dockerd", nil, dockerdPath,
+		"--config-file", filepath.Join(e.dir, "daemon.json"),
+		"-H", e.address(), "--containerd", e.containerdAddress(),
+		"--data-root", filepath.Join(e.ground.Data, "docker"), "--exec-root", filepath.Join(e.dir, "exec"), "--pidfile", filepath.Join(e.dir, "dockerd.pid"),
+		"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false",
+		"--storage-driver=overlay2", "--cgroup-parent=/"+e.ground.Token, "--live-restore")
+	if err != nil {
+		return fmt.Errorf("is the Debian package docker.io installed? %w", err)
+	}
+	return nil
+}
+
+// WithoutDockerd ends dockerd, by SIGKILL or as systemd would, does something
+// and starts it again.
+func (e *Engine) WithoutDockerd(ctx context.Context, kill bool, do func() error) error {
+	end := e.dockerd.Stop
+	if kill {
+		end = e.dockerd.Kill
+	}
+	err := errors.Join(end(), do())
+	ctx, cancel := context.WithTimeout(ctx, startTime)
+	defer cancel()
+	return errors.Join(err, e.startDockerd(ctx))
 }
 
 func (e *Engine) importImage(ctx context.Context) error {
@@ -155,21 +177,23 @@ func (e *Engine) Stop() error {
 	if e.containerd != nil {
 		errs = append(errs, e.removeTasks(ctx), e.containerd.Stop())
 	}
-	errs = append(errs, e.releaseHostNamespace(), removeCgroups(e.ground.Token), removeCgroups(e.ctrParent()))
+	errs = append(errs, e.releaseMounts(), removeCgroups(e.ground.Token), removeCgroups(e.ctrParent()))
 	return errors.Join(errs...)
 }
 
-// releaseHostNamespace removes dockerd's own handle of the host's network
-// namespace. It makes one for a container of "--network host", also for one that
-// a runtime refuses, and does not always take it away when it ends. Namespaces of
-// containers are left to be found.
-func (e *Engine) releaseHostNamespace() error {
-	path := filepath.Join(e.dir, "exec", "netns", "default")
-	err := unix.Unmount(path, unix.MNT_DETACH)
-	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount %s: %w", path, err)
+// releaseMounts removes what dockerd mounts for itself: its handle of the host's
+// network namespace, which it makes for a container of "--network host", also for
+// one that a runtime refuses, and its data directory; it does not always take
+// them away when it ends. Mounts of containers are left to be found.
+func (e *Engine) releaseMounts() error {
+	var errs []error
+	for _, path := range []string{filepath.Join(e.dir, "exec", "netns", "default"), filepath.Join(e.ground.Data, "docker")} {
+		err := unix.Unmount(path, unix.MNT_DETACH)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", path, err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (e *Engine) removeAll(ctx context.Context) error {
