@@ -137,7 +137,7 @@ func TestOCIAHookThatFailsOrHangsUndoesTheCreate(t *testing.T) {
 	spec := newSpec("sh", "-c", "echo ran")
 	spec.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/bin/sleep", Args: []string{"sleep", "1000"}, Timeout: &timeout}}}
 	m := o.launch(id, spec)
-	exits(t, m, 1)
+	exits(t, m, 255)
 	expect(t, "the output of a program whose startContainer hook hangs", wholeOutput(t, m), "")
 	o.do("delete", id)
 	must(t, cleanTime, idle)
