@@ -51,6 +51,9 @@ const (
 func takeRuntimeSignals() (int, error) {
 	action := kernelSigaction{handler: 1} // SIG_IGN
 	fds := []int{-1, -1}
+	if handlerPipe >= 0 || handlerPid != 0 {
+		return -1, wrap("taking a signal over", unix.EALREADY)
+	}
 	if handler, restorer := rawHandler(); handler != 0 {
 		if err := unix.Pipe2(fds, unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 			return -1, wrap("making a pipe for signals", err)
