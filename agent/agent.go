@@ -42,7 +42,7 @@ type agent struct {
 	log        hclog.Logger
 	sandbox    string
 	begun      float64
-	share      guest.Share
+	shares     guest.Shares
 	containers *container.Manager
 	identity   identity
 	events     events
@@ -72,7 +72,6 @@ func Run(ctx context.Context, deps Deps) error {
 		Prepare:  a.mountShare,
 		Labels:   labels(),
 		FindDisk: findDisk, WeighDisk: guest.WeighDisk,
-		ShareDir: guest.ShareDir,
 		StateDir: stateDir, MemoryDir: memoryDir,
 	})
 	group, running := errgroup.WithContext(ctx)

@@ -36,7 +36,7 @@ func (a *agent) create(ctx context.Context, req *agentv1.CreateRequest) (*agentv
 	}
 	pid, err := a.containers.Create(ctx, container.CreateRequest{
 		Key: req.GetContainer(), Config: req.GetConfig(), Channel: req.GetChannel(), Rootfs: req.GetRootfs(), Shares: shares,
-		Joins: joins, ID: req.GetId(), Bundle: req.GetBundle(), Disks: disks,
+		Joins: joins, ID: req.GetId(), Bundle: req.GetBundle(), Disks: disks, Share: req.GetShare(),
 	})
 	if err != nil {
 		return nil, err

@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -19,11 +20,11 @@ func labels() func(string) bool {
 	return guest.KnowsLabel
 }
 
-// mountShare mounts the host's share for the first container, with the label of that one.
-func (a *agent) mountShare(label string) error {
-	err := a.share.Mount(label)
+// mountShare mounts the share of a container's files, with the label of the first container that has it.
+func (a *agent) mountShare(ctx context.Context, tag, label string) (string, error) {
+	dir, err := a.shares.Mount(ctx, tag, label)
 	if errors.Is(err, guest.ErrLabel) {
-		return fmt.Errorf("%w: linux.mountLabel: %w", container.ErrInvalid, err)
+		return "", fmt.Errorf("%w: linux.mountLabel: %w", container.ErrInvalid, err)
 	}
-	return err
+	return dir, err
 }

@@ -135,7 +135,7 @@ func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
 		return nil, bus.Errorf(bus.ResourceExhausted, "this host already runs %d VMs, the most that [vm] max_vms allows", running)
 	}
 	return w.newSandbox(&vmv1.Sandbox{
-		Id: newSandboxID(), Created: timestamppb.Now(), Selinux: p.labelled(), MountLabel: p.mountLabel,
+		Id: newSandboxID(), Created: timestamppb.Now(), Selinux: p.labelled(), MountLabels: []string{p.mountLabel},
 	}), nil
 }
 
@@ -197,6 +197,9 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 		return err
 	}
 	if err := c.attachMounts(ctx, p, handed); err != nil {
+		return err
+	}
+	if err := s.attachShare(ctx, p); err != nil {
 		return err
 	}
 	if err := c.attachDisks(ctx, p, handed); err != nil {

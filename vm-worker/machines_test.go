@@ -211,6 +211,7 @@ func (m *machine) dial(ctx context.Context, name string) (net.Conn, error) {
 
 func (m *machine) AttachMount(context.Context, *os.File, string, bool, bool) error { return nil }
 func (m *machine) DetachMounts(context.Context, string) error                      { return nil }
+func (m *machine) AttachShare(context.Context, string) error                       { return nil }
 func (m *machine) AttachDisk(context.Context, hypervisor.Disk) error               { return nil }
 func (m *machine) DetachDisks(context.Context, string) error                       { return nil }
 func (m *machine) MirrorMounts(context.Context, hypervisor.Followed) error         { return nil }

@@ -40,6 +40,7 @@ type plan struct {
 	oomScoreAdj *int // of the VM's process; nil leaves it as inherited
 
 	processLabel, mountLabel string // SELinux labels; empty: none asked for
+	share                    string // tag of the share for the label of its files; empty: the one that every VM has
 }
 
 // plannedMount is a handed mount and its place below the guest's share.

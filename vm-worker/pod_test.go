@@ -5,6 +5,7 @@ package vmworker_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -213,7 +214,7 @@ func TestAPodSurvivesAStopOfTheWorker(t *testing.T) {
 	h.expectNothing()
 }
 
-// TestLabelsOfAPodAreThoseItsVMCanGive: a VM was started with SELinux or without, and has one label for the host's files.
+// TestLabelsOfAPodAreThoseItsVMCanGive: a VM was started with SELinux or without, and has eight labels for the host's files.
 func TestLabelsOfAPodAreThoseItsVMCanGive(t *testing.T) {
 	h := newHost(t, fake.Options{}, func(vm *config.VM) { vm.SELinux = true })
 	const process, files = "system_u:system_r:container_t:s0:c1", "system_u:object_r:container_file_t:s0"
@@ -239,7 +240,6 @@ func TestLabelsOfAPodAreThoseItsVMCanGive(t *testing.T) {
 	for _, c := range []struct{ pod, process, files, says string }{
 		{"labelled", "system_u:system_r:container_t:s0:c2", files, ""},
 		{"labelled", "", "", ""},
-		{"labelled", process, "system_u:object_r:container_file_t:s0:c1", "one label"},
 		{"plain", process, "", "runs without SELinux"},
 	} {
 		err := create("member", label(inPod(h.bundle("member", "sleep"), c.pod), c.process, c.files))
@@ -250,12 +250,22 @@ func TestLabelsOfAPodAreThoseItsVMCanGive(t *testing.T) {
 			h.delete("member", true)
 		}
 	}
+	const maxLabels = 8
+	for i := range maxLabels {
+		err := create("member", label(inPod(h.bundle("member", "sleep"), "labelled"), process, fmt.Sprint(files, ":c", i)))
+		if (err == nil) != (i < maxLabels-1) || err != nil && !strings.Contains(err.Error(), "8 other labels") {
+			t.Errorf("label %d beside the first: %v", i+1, err)
+		}
+		if err == nil {
+			h.delete("member", true)
+		}
+	}
 	if rec := h.state("labelled"); rec.GetSelinuxLabel() != process {
 		t.Errorf("the record says label %q", rec.GetSelinuxLabel())
 	}
 	for _, sb := range h.list().Sandboxes {
-		if labelled := sb.GetId() == h.state("labelled").Sandbox; sb.GetSelinux() != labelled || (sb.GetMountLabel() == files) != labelled {
-			t.Errorf("the record of a VM says SELinux %v, %q", sb.GetSelinux(), sb.GetMountLabel())
+		if labelled := sb.GetId() == h.state("labelled").Sandbox; sb.GetSelinux() != labelled || labelled && len(sb.GetMountLabels()) != maxLabels {
+			t.Errorf("the record of a VM says SELinux %v, %q", sb.GetSelinux(), sb.GetMountLabels())
 		}
 	}
 	h.start("plain")

@@ -35,6 +35,8 @@ type sandbox struct {
 	life context.Context
 	died context.CancelFunc
 
+	sharing sync.Mutex // held while a share is plugged in
+
 	mu          sync.Mutex // guards all below
 	rec         *vmv1.Sandbox
 	vm          hypervisor.VM // nil until started

@@ -4,6 +4,10 @@
 package vmworker
 
 import (
+	"context"
+	"slices"
+	"strconv"
+
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"bulkhead/bus"
@@ -18,21 +22,42 @@ func (s *sandbox) kernelArgs() []string {
 	return []string{"lsm=selinux", "enforcing=1"}
 }
 
-// takes says whether a further container's labels can be given in the sandbox's VM: it was started with SELinux or
-// without, and its one share of the host's files has one label.
+// maxShares bounds the labels of the host's files in one VM: each is a device, on the bus that disks are plugged into.
+const maxShares = 8
+
+// takes says whether a further container's labels can be given in the sandbox's VM, and keeps a place for the one of
+// its files. The VM was started with SELinux or without.
 func (s *sandbox) takes(p *plan) error {
-	rec := s.record()
-	switch {
-	case !p.labelled():
+	if !p.labelled() {
 		return nil
-	case !rec.Selinux:
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case !s.rec.Selinux:
 		return bus.Errorf(bus.FailedPrecondition,
 			"container %s asks for an SELinux label, and its pod's virtual machine runs without SELinux, as its first container asked for none", p.req.Ref.Id)
-	case p.mountLabel != "" && p.mountLabel != rec.MountLabel:
-		return bus.Errorf(bus.FailedPrecondition,
-			"linux.mountLabel %q of container %s: the host's files have one label in a virtual machine, and its pod's is %q", p.mountLabel, p.req.Ref.Id, rec.MountLabel)
+	case p.mountLabel == "" || slices.Contains(s.rec.MountLabels, p.mountLabel):
+		return nil
+	case len(s.rec.MountLabels) == maxShares:
+		return bus.Errorf(bus.ResourceExhausted,
+			"linux.mountLabel %q of container %s: the containers of its virtual machine have %d other labels for their files, and more cannot be had", p.mountLabel, p.req.Ref.Id, maxShares)
 	}
+	s.rec.MountLabels = append(s.rec.MountLabels, p.mountLabel) // written with the container's own record
 	return nil
+}
+
+// attachShare plugs in the share that shows the container's files under their label. The first label is that of the share
+// which every VM has, whose tag may be left out; a container without one uses it too.
+func (s *sandbox) attachShare(ctx context.Context, p *plan) error {
+	i := slices.Index(s.record().MountLabels, p.mountLabel)
+	if p.mountLabel == "" || i <= 0 {
+		return nil
+	}
+	p.share = "share" + strconv.Itoa(i)
+	s.sharing.Lock()
+	defer s.sharing.Unlock()
+	return s.machine().AttachShare(ctx, p.share)
 }
 
 // takesExec refuses a label for a process of a VM without SELinux.

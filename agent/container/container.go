@@ -41,7 +41,8 @@ type Container struct {
 	key    string
 	log    hclog.Logger
 	cgroup cgroup
-	rootfs string // written by create before any process runs, as are the two below
+	rootfs string // written by create before any process runs, as are the three below
+	share  string // where the share with its files is
 	disks  disks
 	mounts *os.File // the mount namespace, held for the disks; nil without any
 
@@ -205,7 +206,7 @@ func (c *Container) leftovers() []string {
 		return append(left, err.Error())
 	}
 	for line := range strings.Lines(string(table)) {
-		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4]+"/", filepath.Join(c.m.cfg.ShareDir, c.key)+"/") {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4]+"/", filepath.Join(c.share, c.key)+"/") {
 			left = append(left, fields[4])
 		}
 	}

@@ -29,7 +29,8 @@ func testContainer(t *testing.T, cfg Config) *Container {
 func TestLeftoversAreNoticed(t *testing.T) {
 	t.Parallel()
 	state := t.TempDir()
-	c := testContainer(t, Config{StateDir: state, ShareDir: "/nowhere"})
+	c := testContainer(t, Config{StateDir: state})
+	c.share = "/nowhere"
 	if left := c.leftovers(); len(left) != 0 {
 		t.Errorf("of nothing is left %v", left)
 	}
@@ -37,7 +38,7 @@ func TestLeftoversAreNoticed(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.cgroup = cgroup(t.TempDir())
-	c.m.cfg.ShareDir = "/" // every machine has a mount at /proc
+	c.share = "/" // every machine has a mount at /proc
 	if left := c.leftovers(); !slices.Contains(left, string(c.cgroup)) || !slices.Contains(left, filepath.Join(state, c.key)) || !slices.Contains(left, "/proc") {
 		t.Errorf("noticed only %v", left)
 	}

@@ -26,6 +26,7 @@ type CreateRequest struct {
 	Key     string
 	Config  string // runtime-spec config.json
 	Channel uint32 // of the init's standard streams
+	Share   string // tag of the share with the container's files; empty: the one that every VM has
 	Rootfs  string // below the share
 	Shares  []Share
 	Joins   []Join
@@ -69,7 +70,8 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 	if err := checkLabels(&spec, c.m.cfg.Labels); err != nil {
 		return 0, err
 	}
-	if err := c.m.cfg.Prepare(mountLabel(&spec)); err != nil {
+	share, err := c.m.cfg.Prepare(ctx, req.Share, mountLabel(&spec))
+	if err != nil {
 		return 0, err
 	}
 	joined, err := c.m.openJoins(req.Joins)
@@ -82,7 +84,7 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		return 0, err
 	}
 	t, err := translate(&spec, c.key, layout{
-		share: c.m.cfg.ShareDir, rootfs: req.Rootfs, shares: req.Shares, disks: found, memory: c.m.cfg.MemoryDir,
+		share: share, rootfs: req.Rootfs, shares: req.Shares, disks: found, memory: c.m.cfg.MemoryDir,
 	}, joined)
 	if err != nil {
 		return 0, err
@@ -96,7 +98,7 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		}
 	}()
 	labelBundle(t.config, req.Bundle)
-	c.rootfs, c.disks = t.config.Rootfs, found
+	c.rootfs, c.share, c.disks = t.config.Rootfs, share, found
 	undo, err := applySysctl("/proc/sys", t.sysctl)
 	if err != nil {
 		return 0, err

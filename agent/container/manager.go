@@ -22,13 +22,13 @@ type Config struct {
 	Reaper  *reaper.Reaper
 	Streams Streams
 	Exited  func(Exited)                    // told about every process that ended; must not block for long
-	Prepare func(label string) error        // called before each create: the share must be there afterwards, with this SELinux label
 	Labels  func(label string) (known bool) // asks the guest's SELinux policy; nil when it has none
+	// Prepare is called before each create: the share of this tag must be there afterwards, with this SELinux label, where it says.
+	Prepare func(_ context.Context, tag, label string) (dir string, err error)
 	// FindDisk waits for the disk with a serial number and returns its device node.
 	FindDisk func(ctx context.Context, serial string) (string, error)
 	// WeighDisk makes the weights of cgroups count on a disk.
 	WeighDisk func(major, minor int64) error
-	ShareDir  string // where the share is mounted
 	StateDir  string // libcontainer's state; a tmpfs
 	MemoryDir string // where the memories that containers share are mounted
 }

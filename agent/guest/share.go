@@ -4,57 +4,95 @@
 package guest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// ShareDir is where the host's share is mounted.
-const ShareDir = "/run/share"
-
 const (
+	// shareTag is the share that every VM has.
 	shareTag = "share"
 	// cache=mmap allows shared writable mappings, which databases need, and caches nothing
 	// else: what the host changes is seen at once. msize is the most virtio can carry
 	// (net/9p/trans_virtio.c: 125 pages). access=user attaches once per uid, which is how the
 	// host learns whose file it makes. Without posixacl the modes alone decide.
 	shareOptions = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap,access=user"
+	shareDriver  = "/sys/bus/virtio/drivers/9pnet_virtio"
 )
 
-// Share mounts the host's share when it is first needed.
-type Share struct {
-	mu      sync.Mutex // guards mounted and label
-	mounted bool
-	label   string
+// Shares mounts the host's files when they are first needed: once for each SELinux label, as a device carries one 9p
+// session, that one mount, and a mount has one label.
+type Shares struct {
+	mu     sync.Mutex // guards labels, and is held while one is mounted
+	labels map[string]string
 }
 
-// ErrLabel is the refusal of a second label for the share.
-var ErrLabel = errors.New("the files of a virtual machine have one SELinux label")
+// ErrLabel is the refusal of a second label for a share.
+var ErrLabel = errors.New("a share has one SELinux label")
 
-// Mount makes the share available at ShareDir, with this SELinux label on all its files; empty is the policy's
-// own. It may be called again, with the same label or none: a virtio device carries one 9p mount, and that has one label.
-func (s *Share) Mount(label string) error {
+// Mount makes the share of this tag available and returns where; "" is the tag of the one that every VM has. All its files have
+// the SELinux label, or, when that is empty, the one of the policy. It may be called again, with the same label or none.
+func (s *Shares) Mount(ctx context.Context, tag, label string) (dir string, err error) {
+	if tag == "" {
+		tag = shareTag
+	}
+	if !strings.HasPrefix(tag, shareTag) || strings.Contains(tag, "/") {
+		return "", fmt.Errorf("tag %q is not that of a share", tag)
+	}
+	dir = "/run/" + tag
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.mounted {
-		if label != "" && label != s.label {
-			return fmt.Errorf("%w: it is %q here, and cannot be %q for one more container", ErrLabel, s.label, label)
+	if has, ok := s.labels[tag]; ok {
+		if label != "" && label != has {
+			return "", fmt.Errorf("%w: that of %q is %q, and cannot be %q for one more container", ErrLabel, tag, has, label)
 		}
-		return nil
+		return dir, nil
+	}
+	if err := awaitShare(ctx, tag); err != nil {
+		return "", err
 	}
 	options := shareOptions
 	if label != "" {
 		options += fmt.Sprintf(",context=%q", label)
 	}
-	if err := os.MkdirAll(ShareDir, 0o755); err != nil {
-		return fmt.Errorf("mounting the host's share: %w", err)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("mounting the host's share: %w", err)
 	}
-	if err := unix.Mount(shareTag, ShareDir, "9p", 0, options); err != nil {
-		return fmt.Errorf("mounting the host's share %q with %q: %w", shareTag, options, err)
+	if err := unix.Mount(tag, dir, "9p", 0, options); err != nil {
+		return "", fmt.Errorf("mounting the host's share %q with %q: %w", tag, options, err)
 	}
-	s.mounted, s.label = true, label
+	if s.labels == nil {
+		s.labels = map[string]string{}
+	}
+	s.labels[tag] = label
+	return dir, nil
+}
+
+// awaitShare waits for a device that the host has plugged in just now. The first is there from the start.
+func awaitShare(ctx context.Context, tag string) error {
+	if tag == shareTag {
+		return nil
+	}
+	_, err := awaitDevice(ctx, func() (string, error) {
+		tags, err := filepath.Glob(shareDriver + "/*/mount_tag")
+		if err != nil {
+			return "", err
+		}
+		for _, path := range tags {
+			if text, err := os.ReadFile(path); err == nil && strings.TrimRight(string(text), "\x00\n") == tag {
+				return path, nil
+			}
+		}
+		return "", nil
+	})
+	if err != nil {
+		return fmt.Errorf("waiting for the share %q: %w", tag, err)
+	}
 	return nil
 }

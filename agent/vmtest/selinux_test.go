@@ -13,9 +13,10 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"bulkhead/agent/vmtest"
+	agentv1 "bulkhead/proto/agent/v1"
 )
 
-// shareLabel is the one label of the files of all containers of the VM.
+// shareLabel is the label of the files of most containers of the VM.
 const shareLabel = "system_u:object_r:container_file_t:s0:c1"
 
 func labelled(s *specs.Spec) { s.Linux.MountLabel = shareLabel }
@@ -42,7 +43,10 @@ func compile(t *testing.T, source, output string, flags ...string) {
 // TestSELinuxKeepsContainersOfOneVMApart shows the policy denying one container what it allows another, by categories
 // and by types, in a VM whose containers share a network and so a name space of sockets.
 func TestSELinuxKeepsContainersOfOneVMApart(t *testing.T) {
-	vm := vmtest.BootMachine(t, vmtest.Machine{Parameters: "lsm=selinux enforcing=1"})
+	vm := vmtest.BootMachine(t, vmtest.Machine{
+		Parameters: "lsm=selinux enforcing=1",
+		Options:    []string{"-device", "virtio-9p-pci,fsdev=share,mount_tag=share1"},
+	})
 	const first, second = "system_u:system_r:container_t:s0:c1,c2", "system_u:system_r:container_t:s0:c1,c3"
 	run := func(t *testing.T, key string, p *specs.Process, change ...func(*specs.Spec)) (string, int) {
 		t.Helper()
@@ -112,6 +116,25 @@ func TestSELinuxKeepsContainersOfOneVMApart(t *testing.T) {
 			t.Errorf("ended with %d and %q", code, e.Output())
 		}
 	})
+	t.Run("files of another container", func(t *testing.T) {
+		const files = "system_u:object_r:container_file_t:s0:c3"
+		for label, want := range map[string]string{second: "mine\n", first: "permission denied"} {
+			busyboxRootfs(t, vm, "other")
+			relay := vm.NewRelay()
+			spec := dockerSpec(t, as(label, "sh", "-c", "echo mine >/root/f && cat /root/f"))
+			spec.Linux.MountLabel = files
+			call[agentv1.CreateReply](t, vm, "create", &agentv1.CreateRequest{
+				Container: "other", Config: marshal(t, spec), Channel: relay.Channel, Rootfs: "other/rootfs", Share: "share1",
+			})
+			other := &ctr{Relay: relay, vm: vm, key: "other"}
+			other.start(t)
+			exit(t, relay)
+			if got := relay.Output() + relay.ErrOutput(); !strings.Contains(got, want) {
+				t.Errorf("%s says %q of files with the label %s, want %q", label, got, files, want)
+			}
+			other.delete(t)
+		}
+	})
 	t.Run("refused by name", func(t *testing.T) {
 		for name, c := range map[string]struct {
 			process, mount, want string
@@ -119,7 +142,7 @@ func TestSELinuxKeepsContainersOfOneVMApart(t *testing.T) {
 			"unknown type of a process":    {"system_u:system_r:httpd_t:s0", shareLabel, "process.selinuxLabel"},
 			"unknown type of files":        {first, "system_u:object_r:httpd_sys_content_t:s0", "linux.mountLabel"},
 			"categories beyond the policy": {"system_u:system_r:container_t:s0:c2000", shareLabel, "process.selinuxLabel"},
-			"a second label of the share":  {first, "system_u:object_r:container_file_t:s0:c2", "one SELinux label"},
+			"a second label of the share":  {first, "system_u:object_r:container_file_t:s0:c2", "a share has one SELinux label"},
 		} {
 			_, err := tryCreate(t, vm, "refused", as(c.process, "true"), func(s *specs.Spec) { s.Linux.MountLabel = c.mount })
 			if err == nil || !strings.Contains(err.Error(), c.want) {

@@ -98,6 +98,11 @@ type VM interface {
 	// directories made for them. That nothing is there is no error.
 	DetachMounts(ctx context.Context, relPrefix string) error
 
+	// AttachShare plugs a further device with the files of AttachMount into the
+	// running VM, under this tag, and returns when the hypervisor has done its
+	// part. That it is there already is no error. It ends with the VM.
+	AttachShare(ctx context.Context, tag string) error
+
 	// AttachDisk plugs a block device of the host into the running VM and returns
 	// when the hypervisor has done its part; the guest finds it in its own time.
 	// On an error nothing of it is left. The file stays the caller's.

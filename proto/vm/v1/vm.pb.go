@@ -572,7 +572,7 @@ type Sandbox struct {
 	Containers        []string                        `protobuf:"bytes,13,rep,name=containers,proto3" json:"containers,omitempty"`                                                                   // keys
 	EndReason         string                          `protobuf:"bytes,14,opt,name=end_reason,json=endReason,proto3" json:"end_reason,omitempty"`                                                    // why it stopped
 	Selinux           bool                            `protobuf:"varint,40,opt,name=selinux,proto3" json:"selinux,omitempty"`                                                                        // the guest enforces an SELinux policy: its first container asked for a label
-	MountLabel        string                          `protobuf:"bytes,41,opt,name=mount_label,json=mountLabel,proto3" json:"mount_label,omitempty"`                                                 // SELinux label of the host's files in the guest; empty: the policy's own
+	MountLabels       []string                        `protobuf:"bytes,41,rep,name=mount_labels,json=mountLabels,proto3" json:"mount_labels,omitempty"`                                              // SELinux labels of the host's files in the guest, one for each share; empty: the policy's own
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -712,11 +712,11 @@ func (x *Sandbox) GetSelinux() bool {
 	return false
 }
 
-func (x *Sandbox) GetMountLabel() string {
+func (x *Sandbox) GetMountLabels() []string {
 	if x != nil {
-		return x.MountLabel
+		return x.MountLabels
 	}
-	return ""
+	return nil
 }
 
 // HandedMount is one detached mount passed with the handover (see
@@ -2707,7 +2707,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\bfollowed\x182 \x03(\v2\x18.bulkhead.vm.v1.FollowedR\bfollowed\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xec\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xee\x04\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1e\n" +
@@ -2729,9 +2729,8 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"containers\x12\x1d\n" +
 	"\n" +
 	"end_reason\x18\x0e \x01(\tR\tendReason\x12\x18\n" +
-	"\aselinux\x18( \x01(\bR\aselinux\x12\x1f\n" +
-	"\vmount_label\x18) \x01(\tR\n" +
-	"mountLabel\x1aT\n" +
+	"\aselinux\x18( \x01(\bR\aselinux\x12!\n" +
+	"\fmount_labels\x18) \x03(\tR\vmountLabels\x1aT\n" +
 	"\vPhasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"\xe5\x01\n" +

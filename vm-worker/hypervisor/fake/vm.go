@@ -147,6 +147,9 @@ func (v *vm) DetachMounts(_ context.Context, relPrefix string) error {
 	return nil
 }
 
+// AttachShare has nothing to do: a fake guest mounts nothing.
+func (v *vm) AttachShare(ctx context.Context, _ string) error { return ctx.Err() }
+
 // AttachDisk notes the disk; a fake guest has no devices.
 func (v *vm) AttachDisk(ctx context.Context, d hypervisor.Disk) error {
 	if err := ctx.Err(); err != nil {

@@ -81,8 +81,8 @@ func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
 		"-device", "virtio-serial-pci,id=link,max_ports=3",
 		"-device", "virtserialport,bus=link.0,nr=1,chardev="+socketCtl+",name=bulkhead.ctl",
 		"-device", "virtserialport,bus=link.0,nr=2,chardev="+socketIO+",name=bulkhead.io",
-		"-fsdev", "local,id=share,path="+share.ExportDir+",security_model=passthrough,multidevs=remap",
-		"-device", "virtio-9p-pci,id=share0,fsdev=share,mount_tag=share",
+		"-fsdev", "local,id="+shareFsdev+",path="+share.ExportDir+",security_model=passthrough,multidevs=remap",
+		"-device", "virtio-9p-pci,id=share0,fsdev="+shareFsdev+",mount_tag=share",
 	)
 }
 
