@@ -120,6 +120,9 @@ func (c *Cgroup) Inherit(name string, pid int, stateFile string) (*Cgroup, error
 	if c.manager == nil {
 		return nil, nil
 	}
+	if heir, err := Load(stateFile); err == nil && heir.holds(pid) { // systemd makes no scope twice
+		return heir, heir.ApplyQuota()
+	}
 	config := *c.state.Config
 	if config.Systemd {
 		config.ScopePrefix, config.Name = "bulkhead", name
@@ -254,6 +257,18 @@ func (c *Cgroup) Enter(pid int) error {
 		}
 	}
 	return nil
+}
+
+// holds tells whether the process is in the cgroup, in every hierarchy.
+func (c *Cgroup) holds(pid int) bool {
+	files := c.ProcsPaths()
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil || !slices.Contains(strings.Fields(string(text)), strconv.Itoa(pid)) {
+			return false
+		}
+	}
+	return len(files) > 0
 }
 
 // Stats reads the accounting of the cgroup.
