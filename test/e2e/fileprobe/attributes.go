@@ -77,7 +77,7 @@ func setuidEnds(dir string) error {
 		return err
 	}
 	if info, err := os.Stat(f.Name()); err != nil || info.Mode()&os.ModeSetuid != 0 {
-		return fmt.Errorf("after a write of its owner the mode is %v, %v", info.Mode(), err)
+		return found(err, "after a write of its owner the mode is %v", info.Mode())
 	}
 	return nil
 }
@@ -148,7 +148,7 @@ func times(dir string) error {
 		return err
 	}
 	if info, err := os.Stat(f.Name()); err != nil || !info.ModTime().Equal(want) {
-		return fmt.Errorf("the time is %v, %v", info.ModTime(), err)
+		return found(err, "the time is %v", info.ModTime())
 	}
 	return nil
 }
@@ -168,7 +168,7 @@ func mtimeAfterWrite(dir string) error {
 		return err
 	}
 	if info, err := f.Stat(); err != nil || time.Since(info.ModTime()).Abs() > time.Minute {
-		return fmt.Errorf("after a write the time is %v, %v", info.ModTime(), err)
+		return found(err, "after a write the time is %v", info.ModTime())
 	}
 	return nil
 }
@@ -184,10 +184,10 @@ func attribute(dir, name string) error {
 	}
 	buf := make([]byte, 64)
 	if n, err := unix.Getxattr(f.Name(), name, buf); err != nil || string(buf[:n]) != "value" {
-		return fmt.Errorf("it is %q, %v", buf[:max(n, 0)], err)
+		return found(err, "it is %q", buf[:max(n, 0)])
 	}
 	if n, err := unix.Listxattr(f.Name(), buf); err != nil || n == 0 {
-		return fmt.Errorf("the list is %q, %v", buf[:max(n, 0)], err)
+		return found(err, "the list is %q", buf[:max(n, 0)])
 	}
 	return unix.Removexattr(f.Name(), name)
 }

@@ -81,7 +81,7 @@ func sharedMapping(dir string) error {
 	}
 	got := make([]byte, 17)
 	if _, err := f.ReadAt(got, 2*page); err != nil || string(got) != "written by memory" {
-		return fmt.Errorf("after msync the file reads %q, %v", got, err)
+		return found(err, "after msync the file reads %q", got)
 	}
 	copy(m, "without msync")
 	if err := unix.Munmap(m); err != nil {
@@ -143,7 +143,7 @@ func writeThroughMapping(dir string) error {
 	copy(m[100:], "by memory")
 	got := make([]byte, 9)
 	if _, err := f.ReadAt(got, 100); err != nil || string(got) != "by memory" {
-		return fmt.Errorf("read(2) does not see what the mapping wrote: %q, %v", got, err)
+		return found(err, "read(2) does not see what the mapping wrote: %q", got)
 	}
 	return nil
 }
@@ -169,7 +169,7 @@ func writeBesideMapping(dir string) error {
 	}
 	got := make([]byte, 109)
 	if _, err := f.ReadAt(got, 0); err != nil || string(got[:8]) != "by write" || string(got[100:]) != "by memory" {
-		return fmt.Errorf("the file reads %q and %q, %v", got[:8], got[100:], err)
+		return found(err, "the file reads %q and %q", got[:8], got[100:])
 	}
 	return nil
 }
@@ -194,7 +194,7 @@ func mappingMadeWritable(dir string) error {
 	}
 	got := make([]byte, 7)
 	if _, err := f.ReadAt(got, 0); err != nil || string(got) != "written" {
-		return fmt.Errorf("the file reads %q, %v", got, err)
+		return found(err, "the file reads %q", got)
 	}
 	return nil
 }
@@ -219,7 +219,7 @@ func mappingPastTruncation(dir string) error {
 		}
 	}
 	if info, err := os.Stat(f.Name()); err != nil || info.Size() != page {
-		return fmt.Errorf("the size is %v, %v", info, err)
+		return found(err, "the size is %v", info)
 	}
 	return nil
 }
@@ -236,7 +236,7 @@ func programRuns(dir string) error {
 	}
 	out, err := exec.Command(path).CombinedOutput()
 	if want := "usage:"; !bytes.HasPrefix(out, []byte(want)) {
-		return fmt.Errorf("it says %q, %v", out, err)
+		return found(err, "it says %q", out)
 	}
 	return nil
 }
@@ -255,11 +255,11 @@ func directIO(dir string) error {
 	}
 	want := string(aligned)
 	if n, err := unix.Pwrite(fd, aligned, page); n != page {
-		return fmt.Errorf("writing: %d, %v", n, err)
+		return found(err, "writing: %d", n)
 	}
 	clear(aligned)
 	if n, err := unix.Pread(fd, aligned, page); n != page || string(aligned) != want {
-		return fmt.Errorf("reading: %d, %v", n, err)
+		return found(err, "reading: %d", n)
 	}
 	return holds(path, string(make([]byte, page))+want)
 }
@@ -278,7 +278,7 @@ func allocate(dir string, mode uint32) error {
 		want = 3 * page
 	}
 	if info, err := f.Stat(); err != nil || info.Size() != want {
-		return fmt.Errorf("the size is %d, %v", info.Size(), err)
+		return found(err, "the size is %d", info.Size())
 	}
 	return nil
 }
@@ -295,7 +295,7 @@ func sparse(dir string) error {
 	}
 	got := make([]byte, 3)
 	if _, err := f.ReadAt(got, far); err != nil || string(got) != "end" {
-		return fmt.Errorf("read %q, %v", got, err)
+		return found(err, "read %q", got)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -342,7 +342,7 @@ func copyFileRange(dir string) error {
 	defer out.Close()
 	from := int64(5)
 	if n, err := unix.CopyFileRange(int(in.Fd()), &from, int(out.Fd()), nil, 9, 0); n != 9 {
-		return fmt.Errorf("copied %d, %v", n, err)
+		return found(err, "copied %d", n)
 	}
 	return holds(out.Name(), "is copied")
 }
@@ -387,7 +387,7 @@ func splicing(dir string) error {
 	defer w.Close()
 	at := int64(0)
 	if n, err := unix.Splice(int(f.Fd()), &at, int(w.Fd()), nil, 14, 0); n != 14 {
-		return fmt.Errorf("into a pipe: %d, %v", n, err)
+		return found(err, "into a pipe: %d", n)
 	}
 	g, err := create(dir, "g", "")
 	if err != nil {
@@ -395,13 +395,13 @@ func splicing(dir string) error {
 	}
 	defer g.Close()
 	if n, err := unix.Splice(int(r.Fd()), nil, int(g.Fd()), nil, 14, 0); n != 14 {
-		return fmt.Errorf("out of a pipe: %d, %v", n, err)
+		return found(err, "out of a pipe: %d", n)
 	}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
 	if n, err := unix.Sendfile(int(g.Fd()), int(f.Fd()), nil, 14); n != 14 {
-		return fmt.Errorf("sendfile: %d, %v", n, err)
+		return found(err, "sendfile: %d", n)
 	}
 	return holds(g.Name(), "through a pipethrough a pipe")
 }

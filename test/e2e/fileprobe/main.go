@@ -13,6 +13,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -40,6 +41,16 @@ func main() {
 	for _, c := range checks {
 		fmt.Printf("%s: %s\n", c.name, outcome(c, os.Args[1]))
 	}
+}
+
+// found says what a check found instead of what it wants, and the error that came
+// with it, if one did.
+func found(err error, format string, args ...any) error {
+	what := fmt.Sprintf(format, args...)
+	if err == nil {
+		return errors.New(what)
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 func outcome(c check, dir string) string {

@@ -58,7 +58,7 @@ func unlinkedOpen(dir string) error {
 	}
 	got := make([]byte, 12)
 	if _, err := f.ReadAt(got, 0); err != nil || string(got) != "before after" {
-		return fmt.Errorf("reading: %q, %v", got, err)
+		return found(err, "reading: %q", got)
 	}
 	if info, err := f.Stat(); err != nil {
 		return fmt.Errorf("fstat: %w", err)
@@ -160,7 +160,7 @@ func unlinkedMapping(dir string) error {
 	}
 	got := make([]byte, 10)
 	if _, err := f.ReadAt(got, 0); err != nil || string(got) != "still here" {
-		return fmt.Errorf("the file reads %q, %v", got, err)
+		return found(err, "the file reads %q", got)
 	}
 	return nil
 }
@@ -206,12 +206,12 @@ func renameOverOpen(dir string) error {
 	}
 	got := make([]byte, 3)
 	if _, err := old.ReadAt(got, 0); err != nil || string(got) != "old" {
-		return fmt.Errorf("the open file reads %q, %v", got, err)
+		return found(err, "the open file reads %q", got)
 	}
 	if info, err := old.Stat(); err != nil {
 		return fmt.Errorf("fstat of the replaced file: %w", err)
 	} else if other, err := os.Stat(old.Name()); err != nil || os.SameFile(info, other) {
-		return fmt.Errorf("the replaced file and the new one are the same: %v", err)
+		return found(err, "the replaced file and the new one are the same")
 	}
 	return holds(old.Name(), "new")
 }
@@ -232,7 +232,7 @@ func renameOpenThenUse(dir string) error {
 		return err
 	}
 	if info, err := os.Stat(f.Name() + ".moved"); err != nil || info.Mode() != 0o600 {
-		return fmt.Errorf("it is %v, %v", info, err)
+		return found(err, "it is %v", info)
 	}
 	return holds(f.Name()+".moved", "text more")
 }
@@ -269,7 +269,7 @@ func renameNoReplace(dir string) error {
 	}
 	a, b, c := filepath.Join(dir, "a"), filepath.Join(dir, "b"), filepath.Join(dir, "c")
 	if err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, b, unix.RENAME_NOREPLACE); !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("onto what exists: %v", err)
+		return found(err, "onto what exists")
 	}
 	if err := unix.Renameat2(unix.AT_FDCWD, a, unix.AT_FDCWD, c, unix.RENAME_NOREPLACE); err != nil {
 		return err
@@ -306,7 +306,7 @@ func removedDirectory(dir string) error {
 		return err
 	}
 	if _, err := unix.Openat(int(d.Fd()), "f", unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC, 0o644); !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("making a file in it: %v instead of %w", err, unix.ENOENT)
+		return found(err, "making a file in it")
 	}
 	if _, err := d.Stat(); err != nil {
 		return fmt.Errorf("fstat: %w", err)
@@ -347,7 +347,7 @@ func symbolicLink(dir string) error {
 		return err
 	}
 	if got, err := os.Readlink(link); err != nil || got != target {
-		return fmt.Errorf("it leads to %.20q, %v", got, err)
+		return found(err, "it leads to %.20q", got)
 	}
 	if err := os.Lchown(link, 1000, 1000); err != nil {
 		return fmt.Errorf("lchown: %w", err)
@@ -411,7 +411,7 @@ func longName(dir string) error {
 	}
 	f.Close()
 	if _, err := create(dir, strings.Repeat("n", 256), ""); !errors.Is(err, unix.ENAMETOOLONG) {
-		return fmt.Errorf("a name of 256 bytes: %v", err)
+		return found(err, "a name of 256 bytes")
 	}
 	return nil
 }
@@ -505,10 +505,10 @@ func caseAndBytes(dir string) error {
 		f.Close()
 	}
 	if list, err := os.ReadDir(dir); err != nil || len(list) != 7 {
-		return fmt.Errorf("%d entries, %v", len(list), err)
+		return found(err, "%d entries", len(list))
 	}
 	if _, err := os.Stat(filepath.Join(dir, "b")); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("a file nobody made: %v", err)
+		return found(err, "a file nobody made")
 	}
 	return nil
 }
