@@ -36,6 +36,22 @@ func checkSELinux(spec *specs.Spec, opts Options) error {
 	}
 	if spec.Linux != nil {
 		errs = append(errs, checkLabel("linux.mountLabel", spec.Linux.MountLabel, "object_r", selinuxFileTypes, opts))
+		if spec.Linux.MountLabel != "" {
+			errs = append(errs, checkLabelledMounts(spec.Mounts))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// oneOfAKind are file systems that a kernel has once: they have a label already, and cannot get the container's.
+var oneOfAKind = []string{"securityfs", "debugfs", "tracefs"}
+
+func checkLabelledMounts(mounts []specs.Mount) error {
+	var errs []error
+	for i, m := range mounts {
+		if slices.Contains(oneOfAKind, m.Type) && !slices.Contains(m.Options, "bind") && !slices.Contains(m.Options, "rbind") {
+			errs = append(errs, refuse(fmt.Sprintf("mounts[%d].type", i), fmt.Sprintf("the kernel's one %s cannot have the label linux.mountLabel; do without one of the two", m.Type)))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -83,7 +83,12 @@ func TestLabels(t *testing.T) {
 		!strings.Contains(err.Error(), "linux.mountLabel") || !strings.Contains(err.Error(), "[vm] selinux = false") {
 		t.Errorf("with SELinux off: error %v", err)
 	}
-	if err := checkSELinux(both, Options{SELinux: true}); err != nil {
+	on := Options{SELinux: true}
+	if err := checkSELinux(both, on); err != nil {
 		t.Error(err)
+	}
+	both.Mounts = []specs.Mount{{Destination: "/proc", Type: "proc"}, {Destination: "/d", Type: "debugfs"}}
+	if err := checkSELinux(both, on); err == nil || !strings.Contains(err.Error(), "mounts[1].type: the kernel's one debugfs") {
+		t.Errorf("a file system that cannot have the label: error %v", err)
 	}
 }
