@@ -16,9 +16,11 @@ GO         := go
 
 GOLANGCI_VERSION := v2.15.0
 NATSCLI_VERSION  := v0.5.1
+CRICTL_VERSION   := v1.34.0
 PROTOC_GEN_GO    := v1.36.12
 GOLANGCI   := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 NATSCLI    := $(TOOLS)/nats-$(NATSCLI_VERSION)/nats
+CRICTL     := $(TOOLS)/crictl-$(CRICTL_VERSION)/crictl
 
 # Every Go file and module file: a binary is rebuilt only when one of them changed.
 GOSRC      := go.mod go.sum $(shell find agent bus ksm-worker proto runtime-frontend services vm-worker -name '*.go' -o -name '*.example' 2>/dev/null)
@@ -116,8 +118,8 @@ e2e: build guest $(NATSCLI) ## end-to-end tests: Docker, faults, the nats CLI, o
 	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) test -count=1 -timeout 40m -v ./test/e2e
 
 .PHONY: conformance
-conformance: build guest $(BUILD)/conformance/probe ## the conformance suite, Bulkhead and runc side by side; UPDATE=1 writes docs/conformance.md
-	@BULKHEAD_BUILD=$(abspath $(BUILD)) $(GO) run ./test/conformance/cmd/conformance -out $(BUILD)/conformance.json -page docs/conformance.md $(if $(UPDATE),-update)
+conformance: build guest $(BUILD)/conformance/probe $(CRICTL) ## the conformance suite, Bulkhead and runc side by side; UPDATE=1 writes docs/conformance.md
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_CRICTL=$(CRICTL) $(GO) run ./test/conformance/cmd/conformance -out $(BUILD)/conformance.json -page docs/conformance.md $(if $(UPDATE),-update)
 
 $(BUILD)/conformance/probe: $(shell find test/conformance/probe test/conformance/cmd/conformance-probe -name '*.go')
 	@mkdir -p $(@D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./test/conformance/cmd/conformance-probe
@@ -133,6 +135,10 @@ $(GOLANGCI):
 $(NATSCLI):
 	@echo "building the nats CLI $(NATSCLI_VERSION) (once, kept in $(TOOLS))"
 	@mkdir -p $(dir $@) && GOBIN=$(dir $@) $(GO) install github.com/nats-io/natscli/nats@$(NATSCLI_VERSION)
+
+$(CRICTL):
+	@echo "building crictl $(CRICTL_VERSION) (once, kept in $(TOOLS))"
+	@mkdir -p $(dir $@) && GOBIN=$(dir $@) $(GO) install -trimpath -ldflags '-s -w' sigs.k8s.io/cri-tools/cmd/crictl@$(CRICTL_VERSION)
 
 ##@ Housekeeping
 

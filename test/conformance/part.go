@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"bulkhead/test/e2e/host"
 )
@@ -62,13 +63,17 @@ type Case struct {
 type Declaration struct {
 	Verdict Verdict
 	Reason  string
+	Saying  string // what the problem must hold: a refusal is told in these words
 }
 
 // Fails declares that a runtime does not keep the promise.
-func Fails(reason string) Declaration { return Declaration{Fail, reason} }
+func Fails(reason string) Declaration { return Declaration{Verdict: Fail, Reason: reason} }
+
+// FailsSaying declares a failure that is told in certain words and in no others.
+func FailsSaying(words, reason string) Declaration { return Declaration{Fail, reason, words} }
 
 // Skips declares that the promise cannot be asked of a runtime.
-func Skips(reason string) Declaration { return Declaration{Skip, reason} }
+func Skips(reason string) Declaration { return Declaration{Verdict: Skip, Reason: reason} }
 
 // Verdict is what became of a case.
 type Verdict string
@@ -120,6 +125,7 @@ type Stage struct {
 	Data    string       // the same for bulky things
 	Session any          // what Part.Open gave for this runtime
 
+	mu       sync.Mutex         // guards verdicts
 	verdicts map[string]outcome // by the case's name
 }
 
@@ -129,8 +135,10 @@ type outcome struct {
 }
 
 // Verdict gives the verdict of a case: nil passes, a Skipped skips, any other
-// error fails. The first one counts.
+// error fails. The first one counts. It may be called from several goroutines.
 func (s *Stage) Verdict(name string, problem error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if _, given := s.verdicts[name]; given {
 		return
 	}

@@ -48,6 +48,8 @@ func TestARunIsGoodOnlyIfEveryVerdictIsTheDeclaredOne(t *testing.T) {
 		"both fail, undeclared":         {verdicts: map[string]error{Bulkhead: broken, Runc: broken}, bad: 2},
 		"a declared failure":            {declared: map[string]Declaration{Runc: Fails("old")}, verdicts: map[string]error{Runc: broken}},
 		"a declared failure that works": {declared: map[string]Declaration{Runc: Fails("old")}, bad: 1},
+		"a failure in declared words":   {declared: map[string]Declaration{Runc: FailsSaying("rok", "old")}, verdicts: map[string]error{Runc: broken}},
+		"a failure in other words":      {declared: map[string]Declaration{Runc: FailsSaying("refused", "old")}, verdicts: map[string]error{Runc: broken}, bad: 1},
 		"an undeclared skip":            {verdicts: map[string]error{Runc: Skipped{"no such thing here"}}, bad: 1},
 		"a declared skip is not run":    {declared: map[string]Declaration{Runc: Skips("cannot be asked")}, verdicts: map[string]error{Runc: broken}},
 		"a failure in place of a skip that the test finds": {

@@ -40,6 +40,8 @@ const Image = "busybox:e2e"
 type Runtime struct {
 	Path string   `json:"path"`
 	Args []string `json:"runtimeArgs,omitempty"`
+
+	Default bool `json:"-"` // Docker uses it for containers that name none
 }
 
 // Engine is a running dockerd.
@@ -91,7 +93,13 @@ func Start(ctx context.Context, g *host.Ground, runtimes map[string]Runtime) (_ 
 	if err != nil {
 		return nil, fmt.Errorf("is the Debian package containerd installed? %w", err)
 	}
-	daemonJSON, err := json.Marshal(map[string]any{"runtimes": runtimes})
+	settings := map[string]any{"runtimes": runtimes}
+	for name, r := range runtimes {
+		if r.Default {
+			settings["default-runtime"] = name
+		}
+	}
+	daemonJSON, err := json.Marshal(settings)
 	if err != nil {
 		return nil, err
 	}
@@ -145,6 +153,9 @@ func (e *Engine) importImage(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Address is where dockerd listens, as DOCKER_HOST has it.
+func (e *Engine) Address() string { return e.address() }
 
 func (e *Engine) address() string { return "unix://" + filepath.Join(e.dir, "docker.sock") }
 

@@ -72,6 +72,16 @@ func NewGround(build string) (_ *Ground, err error) {
 	return g, nil
 }
 
+// Below is a ground within this one, with the same binaries and nothing else in
+// common: its token is a path, and so is found by whoever looks for either.
+func (g *Ground) Below(name string) (*Ground, error) {
+	b := &Ground{
+		Token: g.Token + "/" + name, Dir: filepath.Join(g.Dir, name), Data: filepath.Join(g.Data, name),
+		Bin: g.Bin, Guest: g.Guest,
+	}
+	return b, errors.Join(os.Mkdir(b.Dir, 0o755), os.Mkdir(b.Data, 0o755))
+}
+
 // Remove takes the directories away.
 func (g *Ground) Remove() error { return errors.Join(os.RemoveAll(g.Dir), os.RemoveAll(g.Data)) }
 

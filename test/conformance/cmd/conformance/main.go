@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"bulkhead/test/conformance"
+	"bulkhead/test/conformance/scenarios"
 	"bulkhead/test/conformance/spec"
 	"bulkhead/test/e2e/host"
 )
@@ -37,7 +38,7 @@ const wholeRun = 30 * time.Minute
 
 // parts are all there are, in the order of the page.
 func parts(build string) []conformance.Part {
-	return []conformance.Part{spec.Part(filepath.Join(build, "conformance", "probe"))}
+	return []conformance.Part{spec.Part(filepath.Join(build, "conformance", "probe")), scenarios.Part(os.Getenv("BULKHEAD_CRICTL"))}
 }
 
 type options struct {
