@@ -23,12 +23,13 @@ const mirrorTime = 10 * time.Second
 // the directories they follow, and takes away what is unmounted. The first look
 // is for what changed while no worker ran.
 func (w *Worker) watchHostMounts() {
-	table, err := os.Open("/proc/self/mountinfo")
+	// Not an os.File: Go's poller would wait for it too, and a change is told once per open file.
+	table, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		w.log.Error("mounts of the host are not followed", "error", err)
 		return
 	}
-	defer table.Close()
+	defer unix.Close(table)
 	ending, end, err := os.Pipe()
 	if err != nil {
 		w.log.Error("mounts of the host are not followed", "error", err)
@@ -41,7 +42,8 @@ func (w *Worker) watchHostMounts() {
 			end.Close()
 		}
 	}()
-	w.mirrorAll() // the table is open: what changes from here on is told
+	said := map[string]string{}
+	w.mirrorAll(said) // the table is open: what changes from here on is told
 	for {
 		changed, err := awaitChange(table, ending)
 		switch {
@@ -51,14 +53,14 @@ func (w *Worker) watchHostMounts() {
 		case !changed:
 			return // the worker ends; the next one goes on
 		}
-		w.mirrorAll()
+		w.mirrorAll(said)
 	}
 }
 
 // awaitChange waits until the mount table has changed (proc_pid_mountinfo(5): it is
 // told as an exceptional condition), or the other end of ending is closed.
-func awaitChange(table, ending *os.File) (changed bool, err error) {
-	fds := []unix.PollFd{{Fd: int32(table.Fd()), Events: unix.POLLPRI}, {Fd: int32(ending.Fd()), Events: unix.POLLIN}}
+func awaitChange(table int, ending *os.File) (changed bool, err error) {
+	fds := []unix.PollFd{{Fd: int32(table), Events: unix.POLLPRI}, {Fd: int32(ending.Fd()), Events: unix.POLLIN}}
 	for {
 		_, err := unix.Poll(fds, -1)
 		switch {
@@ -71,7 +73,9 @@ func awaitChange(table, ending *os.File) (changed bool, err error) {
 	}
 }
 
-func (w *Worker) mirrorAll() {
+// mirrorAll looks for every container that follows a directory. What goes wrong
+// is logged once and not at each change of the host's mounts: said holds the last complaint, by container.
+func (w *Worker) mirrorAll(said map[string]string) {
 	w.mu.Lock()
 	var following []*container
 	for _, c := range w.containers {
@@ -85,9 +89,15 @@ func (w *Worker) mirrorAll() {
 			return
 		}
 		if !live(c.status()) {
+			delete(said, c.key)
 			continue // a create looks itself, before it ends
 		}
-		if err := c.mirrorMounts(w.context()); err != nil && live(c.status()) {
+		err := c.mirrorMounts(w.context())
+		switch {
+		case err == nil:
+			delete(said, c.key)
+		case live(c.status()) && said[c.key] != err.Error():
+			said[c.key] = err.Error()
 			w.log.Warn("the container does not see the mounts of the host as they are", "container", c.rec.Ref.Id, "error", err)
 		}
 	}
