@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
 	"bulkhead/bus/version"
+	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/runtime-frontend/bundle"
 )
 
@@ -59,7 +60,19 @@ func newFeatures(selinux bool) *features.Features {
 			NetDevices: &features.NetDevices{Enabled: claim(bundle.Carried("linux.netDevices"))},
 		},
 		Annotations: map[string]string{"io.bulkhead.version": version.Version},
+
+		PotentiallyUnsafeConfigAnnotations: unsafeAnnotations(),
 	}
+}
+
+// unsafeAnnotations are those by which a container gets into the VM of another
+// one: engines must not let a user choose them.
+func unsafeAnnotations() []string {
+	var names []string
+	for _, a := range vmv1.PodAnnotations() {
+		names = append(names, a.Kind, a.Sandbox)
+	}
+	return names
 }
 
 func claim(b bool) *bool { return &b }

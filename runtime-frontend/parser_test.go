@@ -194,7 +194,7 @@ func TestVersionAndFeaturesNeedNoDaemon(t *testing.T) {
 		}
 	}
 	r := h.runWith(absent, "features").succeeds(t)
-	for _, want := range []string{`"ociVersionMin": "1.0.0"`, `"ociVersionMax": "1.3.0"`, `"linux": {`, `"rro"`, `"rslave"`, `"ridmap"`, `"createRuntime"`} {
+	for _, want := range []string{`"ociVersionMin": "1.0.0"`, `"ociVersionMax": "1.3.0"`, `"linux": {`, `"rro"`, `"rslave"`, `"ridmap"`, `"createRuntime"`, `"io.kubernetes.cri.sandbox-id"`} {
 		if !strings.Contains(r.stdout, want) {
 			t.Errorf("features lack %s", want)
 		}

@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"bulkhead/bus/config"
+	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hypervisor"
 )
 
@@ -27,8 +28,8 @@ type demand struct {
 // demandOf derives a container's demand from its limits and annotations.
 func demandOf(r *specs.LinuxResources, annotations map[string]string) demand {
 	var d demand
-	for _, a := range podAnnotations {
-		d.idle = d.idle || annotations[a.kind] == "sandbox"
+	for _, a := range vmv1.PodAnnotations() {
+		d.idle = d.idle || annotations[a.Kind] == "sandbox"
 	}
 	if r == nil {
 		return d

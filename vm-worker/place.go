@@ -18,13 +18,6 @@ import (
 // only one kernel can hold both. Engines say so in two ways: by a path to a
 // namespace in which the other's relay stands, or, in pods, by annotations.
 
-// podAnnotations are those by which engines say that a container belongs into the
-// sandbox of another one: containerd's CRI plugin, then CRI-O and Podman.
-var podAnnotations = []struct{ kind, member, sandbox string }{
-	{"io.kubernetes.cri.container-type", "container", "io.kubernetes.cri.sandbox-id"},
-	{"io.kubernetes.cri-o.ContainerType", "container", "io.kubernetes.cri-o.SandboxID"},
-}
-
 // pod is what the annotations of a container say; the zero value is none.
 type pod struct {
 	root    string
@@ -32,9 +25,9 @@ type pod struct {
 }
 
 func podOf(ref *vmv1.ContainerRef, annotations map[string]string) pod {
-	for _, a := range podAnnotations {
-		if annotations[a.kind] == a.member && annotations[a.sandbox] != "" {
-			return pod{ref.GetRoot(), annotations[a.sandbox]}
+	for _, a := range vmv1.PodAnnotations() {
+		if annotations[a.Kind] == vmv1.PodMember && annotations[a.Sandbox] != "" {
+			return pod{ref.GetRoot(), annotations[a.Sandbox]}
 		}
 	}
 	return pod{}
