@@ -65,13 +65,14 @@ func Run(ctx context.Context, deps Deps) error {
 	}})
 	a := &agent{log: deps.Log, sandbox: deps.Sandbox, begun: deps.Begun}
 	a.containers = container.NewManager(container.Config{
-		Log:      deps.Log,
-		Reaper:   orphans,
-		Streams:  streams{endpoint},
-		Exited:   a.exited,
-		Prepare:  a.mountShare,
-		Labels:   labels(),
-		FindDisk: findDisk, WeighDisk: guest.WeighDisk,
+		Log:       deps.Log,
+		Reaper:    orphans,
+		Streams:   streams{endpoint},
+		Exited:    a.exited,
+		OOMKilled: a.outOfMemory,
+		Prepare:   a.mountShare,
+		Labels:    labels(),
+		FindDisk:  findDisk, WeighDisk: guest.WeighDisk,
 		StateDir: stateDir, MemoryDir: memoryDir,
 	})
 	group, running := errgroup.WithContext(ctx)

@@ -27,6 +27,19 @@ func (e *events) connected(nc *nats.Conn) {
 	e.nc = nc
 }
 
+// outOfMemory tells of kills by the kernel.
+func (a *agent) outOfMemory(container string, kills uint64) {
+	a.events.mu.Lock()
+	nc := a.events.nc
+	a.events.mu.Unlock()
+	if nc == nil {
+		return
+	}
+	if err := bus.PublishAgentEvent(nc, a.sandbox, "oom", &agentv1.OutOfMemory{Container: container, Kills: kills}); err != nil {
+		a.log.Debug("out-of-memory event not sent", "container", container, "error", err)
+	}
+}
+
 // exited tells of the end of a process.
 func (a *agent) exited(x container.Exited) {
 	a.events.mu.Lock()

@@ -5,6 +5,8 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -126,6 +128,16 @@ func (a *agent) stats(_ context.Context, req *agentv1.StatsRequest) (*agentv1.St
 	if err != nil {
 		return nil, err
 	}
-	s := c.Stats()
-	return &agentv1.StatsReply{MemoryBytes: s.MemoryBytes, CpuNs: s.CPUNanos, Pids: s.Pids}, nil
+	s, err := c.Stats()
+	if err != nil {
+		return nil, err
+	}
+	if s.NetworkInterfaces, err = guest.Interfaces(); err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(s)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the statistics: %w", err)
+	}
+	return &agentv1.StatsReply{MemoryBytes: s.Memory.Usage.Usage, CpuNs: s.CPU.Usage.Total, Pids: s.Pids.Current, Stats: string(text)}, nil
 }

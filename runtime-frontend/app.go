@@ -42,8 +42,6 @@ type command struct {
 	maxArgs     int // -1: any number
 	// freeArgs: what follows the id is not ours to parse.
 	freeArgs bool
-	// anyFlags: the command is only refused, whatever its flags are.
-	anyFlags bool
 	// deadline bounds the whole command. Zero: the command has its own.
 	deadline time.Duration
 	// failure is the exit status of an error, 1 unless set.
@@ -60,10 +58,10 @@ const (
 
 // commands in the order of a container's life, as "help" lists them.
 var commands = []command{
-	createCommand, startCommand, runCommand, execCommand, stateCommand, listCommand, psCommand,
+	createCommand, startCommand, runCommand, execCommand, stateCommand, listCommand, psCommand, eventsCommand,
 	killCommand, pauseCommand, resumeCommand, updateCommand, deleteCommand,
 	specCommand, featuresCommand, versionCommand,
-	eventsCommand, checkpointCommand, restoreCommand,
+	checkpointCommand, restoreCommand,
 }
 
 // exitStatus is an end that is not an error: the status of a process that ran
@@ -152,7 +150,6 @@ func build(c *command, g *globals, failure *int) *cli.Command {
 		ArgsUsage:                 c.args,
 		Description:               c.description,
 		HideHelpCommand:           true,
-		SkipFlagParsing:           c.anyFlags,
 		DisableSliceFlagSeparator: true, // --env A=1,2 is one variable
 	}
 	if c.flags != nil {
@@ -168,9 +165,6 @@ func build(c *command, g *globals, failure *int) *cli.Command {
 	b.Action = func(ctx context.Context, parsed *cli.Command) error {
 		n := parsed.Args().Len()
 		switch {
-		case c.anyFlags && wantsHelp(parsed.Args().Slice()):
-			return cli.ShowSubcommandHelp(parsed)
-		case c.anyFlags:
 		case n < c.minArgs:
 			return fmt.Errorf("%s: %q requires at least %d argument(s): %s", c.name, c.name, c.minArgs, c.args)
 		case c.maxArgs >= 0 && n > c.maxArgs:
@@ -189,15 +183,6 @@ func build(c *command, g *globals, failure *int) *cli.Command {
 		return c.run(ctx, inv)
 	}
 	return b
-}
-
-func wantsHelp(args []string) bool {
-	for _, arg := range args {
-		if arg == "--help" || arg == "-help" || arg == "-h" {
-			return true
-		}
-	}
-	return false
 }
 
 // joinOptionalValues lets --rootless stand alone or be followed by its value:

@@ -60,6 +60,7 @@ var contract = []struct {
 	{"exec: 255 and the words for a missing program", "TestFailedExecLeavesNothing TestExecRunsInTheContainer"},
 	{"exec: not in a stopped or paused container", "TestPauseAndResume TestFailedExecLeavesNothing"},
 	{"pause and resume", "TestPauseAndResume TestOCIPauseAndResume"},
+	{"events: runc's shape, until the container ends", "TestEventsOnce TestEventsFollowUntilTheContainerEnds TestOCIEvents"},
 	{"update: what callers send, merged; zero is no change", "TestUpdatePassesWhatCallersSend TestLimitsAreMerged TestUpdateChangesHostAndGuestOrNeither"},
 	{"run: waits, forwards signals, removes", "TestRunWaitsAndRemoves TestForegroundEndsWithTheProcesssStatus TestNoSignalIsLostBetweenSetUpAndForeground"},
 	{"spec, features and version need nothing", "TestSpecWritesABundleThatPasses TestVersionAndFeaturesNeedNoDaemon TestOCIAnswersWhatEnginesAskFirst"},

@@ -44,3 +44,13 @@ func createFlags() []cli.Flag {
 // createDeadline is twice what a boot may take: half of it for the boot, half
 // for the rest. Engines give up on a create after 120 to 240 s.
 func createDeadline(boot time.Duration) time.Duration { return 2 * boot }
+
+// ignoredFlags are flags of runc that mean nothing to a virtual machine and
+// that engines pass as a matter of course.
+func ignoredFlags(names ...string) []cli.Flag {
+	var flags []cli.Flag
+	for _, name := range names {
+		flags = append(flags, &cli.BoolFlag{Name: name, Usage: "ignored: it has no meaning for a virtual machine"})
+	}
+	return flags
+}

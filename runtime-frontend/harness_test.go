@@ -50,7 +50,8 @@ type host struct {
 	console  error // what SendConsole of relays says
 	exit     int   // what Wait of relays says
 	netns    string
-	stdin    string // what commands read
+	stdin    string        // what commands read
+	asked    chan struct{} // told of each request for statistics, if anybody listens
 }
 
 func newHost(t testing.TB) *host {

@@ -67,7 +67,7 @@ func TestStateOfAGoneRelayIsStoppedWithoutPid(t *testing.T) {
 func TestUnknownContainers(t *testing.T) {
 	h := newHost(t)
 	for _, args := range [][]string{
-		{"state", "x"}, {"start", "x"}, {"kill", "x", "9"}, {"kill", "-a", "x", "9"}, {"delete", "x"}, {"pause", "x"}, {"resume", "x"}, {"update", "--memory", "64m", "x"}, {"ps", "x"}, {"exec", "x", "id"},
+		{"state", "x"}, {"start", "x"}, {"kill", "x", "9"}, {"kill", "-a", "x", "9"}, {"delete", "x"}, {"pause", "x"}, {"resume", "x"}, {"update", "--memory", "64m", "x"}, {"events", "--stats", "x"}, {"ps", "x"}, {"exec", "x", "id"},
 	} {
 		status := 1
 		if args[0] == "exec" {

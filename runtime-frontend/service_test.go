@@ -63,7 +63,7 @@ func (h *host) serve() {
 		record := &vmv1.Container{
 			Ref: req.GetRef(), Status: vmv1.ContainerStatus_CONTAINER_STATUS_CREATED, Bundle: req.GetBundle(), Rootfs: req.GetRootfs(),
 			OciVersion: spec.Version, Annotations: spec.Annotations, Relay: req.GetRelay(), Created: timestamppb.Now(), Owner: req.GetOwner(),
-			OperationId: req.GetHandover(),
+			OperationId: req.GetHandover(), Key: bus.ContainerKey(req.GetRef().GetRoot(), req.GetRef().GetId()),
 		}
 		key := bus.ContainerKey(req.GetRef().GetRoot(), req.GetRef().GetId())
 		h.records[key] = record
@@ -128,6 +128,16 @@ func (h *host) serve() {
 		}
 		delete(h.records, bus.ContainerKey(req.GetRef().GetRoot(), req.GetRef().GetId()))
 		return &vmv1.DeleteReply{Container: record, Existed: true, Hooks: h.hooks(req.GetRef())}, nil
+	})
+	handle(h, "stats", func(req *vmv1.StatsRequest) (*vmv1.StatsReply, error) {
+		if _, err := h.find(req.GetRef()); err != nil {
+			return nil, err
+		}
+		select {
+		case h.asked <- struct{}{}:
+		default:
+		}
+		return &vmv1.StatsReply{ContainerStats: `{"cpu":{"usage":{"total":5}},"pids":{"current":1}}`}, nil
 	})
 	handle(h, "update", func(req *vmv1.UpdateRequest) (*vmv1.UpdateReply, error) {
 		h.updates = append(h.updates, req)

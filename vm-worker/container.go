@@ -6,6 +6,7 @@ package vmworker
 import (
 	"context"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -40,6 +41,8 @@ type container struct {
 	cgroup    *hostcgroup.Cgroup // nil when there is none, or it was not found again
 	exit      *vmv1.Exit         // what the guest said; the container has ended when the relay has
 	signalled bool               // it was started or killed: an end is no accident
+	oomKills  uint64             // what was told of kills by the guest's kernel
+	oomTold   time.Time          // when last
 	starting  chan struct{}      // closed when the start under way is told, nil without one
 	removing  bool               // records are no longer written
 	execs     map[string]*execProcess

@@ -30,6 +30,7 @@ func (s *sandbox) processExited(channel uint32, code int, oom bool) {
 	for _, c := range s.memberList() {
 		if c.noteExit(channel, exit) {
 			if oom {
+				c.noteOOM(0, time.Now()) // the agent's own word may come too late
 				c.tellOOM()
 			}
 			return
@@ -59,6 +60,25 @@ func (c *container) noteExit(channel uint32, exit *vmv1.Exit) bool {
 		}
 	}
 	return true
+}
+
+// oomPace is the least time between two events of kills in one container: a guest
+// may kill, or say so, as often as it likes.
+const oomPace = time.Second
+
+// noteOOM tells that the guest's kernel has killed processes of the container,
+// so many so far; 0 is one at least.
+func (c *container) noteOOM(kills uint64, now time.Time) {
+	c.mu.Lock()
+	kills = max(kills, 1)
+	news := kills > c.oomKills && now.Sub(c.oomTold) >= oomPace
+	if news {
+		c.oomKills, c.oomTold = kills, now
+	}
+	c.mu.Unlock()
+	if news {
+		c.w.event(context.Background(), "container", c.rec.Ref.Id, "oom", map[string]string{"key": c.key})
+	}
 }
 
 // oomTime bounds how long the end of a container waits for its OOM report.

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"bulkhead/bus"
 	"bulkhead/bus/link"
 	agentv1 "bulkhead/proto/agent/v1"
@@ -39,6 +41,7 @@ func (s *sandbox) serveLinks(vm hypervisor.VM) {
 	s.mu.Lock()
 	s.stopLinks = cancel
 	s.mu.Unlock()
+	s.listenOOM(ctx)
 	s.listenReady(ctx) // before the guest is woken, or its word would be lost
 	s.links.Go(func() { s.serveChannel(ctx, "ctl", vm.DialCtl, s.serveCtl) })
 	s.links.Go(func() { s.serveChannel(ctx, "io", vm.DialIO, s.serveIO) })
@@ -167,12 +170,33 @@ func (s *sandbox) listenReady(ctx context.Context) {
 		s.w.log.Error("not listening for the agent", "sandbox", s.id, "error", err)
 		return
 	}
+	s.unsubscribeAtEnd(ctx, sub)
+}
+
+func (s *sandbox) unsubscribeAtEnd(ctx context.Context, sub *nats.Subscription) {
 	s.links.Go(func() {
 		<-ctx.Done()
 		if err := sub.Unsubscribe(); err != nil {
 			s.w.log.Debug("agent's events not unsubscribed", "sandbox", s.id, "error", err)
 		}
 	})
+}
+
+// listenOOM listens for the agent's word that the guest's kernel has killed for
+// want of memory, until ctx ends.
+func (s *sandbox) listenOOM(ctx context.Context) {
+	sub, err := bus.OnAgentEvent(s.w.conn, s.id, "oom", func(e *agentv1.OutOfMemory) {
+		for _, c := range s.memberList() {
+			if c.key == e.Container {
+				c.noteOOM(e.Kills, time.Now())
+			}
+		}
+	})
+	if err != nil {
+		s.w.log.Error("not listening for kills by the guest's kernel", "sandbox", s.id, "error", err)
+		return
+	}
+	s.unsubscribeAtEnd(ctx, sub)
 }
 
 // dialGuest opens a connection to the bus that is the guest's from its first

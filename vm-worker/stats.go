@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"strconv"
@@ -45,6 +46,15 @@ func (w *Worker) stats(ctx context.Context, req *vmv1.StatsRequest) (*vmv1.Stats
 	if err != nil {
 		return nil, err
 	}
+	counters, err := vmv1.ReadContainerStats(guest.Stats)
+	if err != nil {
+		return nil, bus.Errorf(bus.Unavailable, "%w", err)
+	}
+	text, err := json.Marshal(counters) // written anew: nothing else of what the guest wrote
+	if err != nil {
+		return nil, fmt.Errorf("encode the statistics: %w", err)
+	}
+	reply.ContainerStats = string(text)
 	reply.GuestMemoryBytes, reply.GuestCpuNs, reply.GuestPids = guest.MemoryBytes, guest.CpuNs, guest.Pids
 	return reply, nil
 }

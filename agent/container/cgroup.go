@@ -137,22 +137,6 @@ func (c cgroup) number(file, key string) uint64 {
 // oomKills counts the processes of the container the kernel killed for memory.
 func (c cgroup) oomKills() uint64 { return c.number("memory.events", "oom_kill") }
 
-// Stats are a container's counters.
-type Stats struct {
-	MemoryBytes uint64
-	CPUNanos    uint64
-	Pids        uint64
-}
-
-// Stats reads the container's counters; what the kernel does not count is zero.
-func (c *Container) Stats() Stats {
-	return Stats{
-		MemoryBytes: c.cgroup.number("memory.current", ""),
-		CPUNanos:    c.cgroup.number("cpu.stat", "usage_usec") * 1000,
-		Pids:        c.cgroup.number("pids.current", ""),
-	}
-}
-
 // pids lists every process of the container, those of nested cgroups too.
 func (c cgroup) pids() ([]int, error) {
 	var pids []int

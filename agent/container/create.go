@@ -143,6 +143,9 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		}
 		return 0, err
 	}
+	if err := c.watchOOM(p); err != nil {
+		c.log.Warn("kills for want of memory are not told", "error", err)
+	}
 	return p.pid, nil
 }
 

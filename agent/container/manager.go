@@ -21,8 +21,10 @@ type Config struct {
 	Log     hclog.Logger
 	Reaper  *reaper.Reaper
 	Streams Streams
-	Exited  func(Exited)                    // told about every process that ended; must not block for long
-	Labels  func(label string) (known bool) // asks the guest's SELinux policy; nil when it has none
+	// OOMKilled is told how many processes of a container the kernel has killed for want of memory, each time it has.
+	OOMKilled func(container string, kills uint64)
+	Exited    func(Exited)                    // told about every process that ended; must not block for long
+	Labels    func(label string) (known bool) // asks the guest's SELinux policy; nil when it has none
 	// Prepare is called before each create: the share of this tag must be there afterwards, with this SELinux label, where it says.
 	Prepare func(_ context.Context, tag, label string) (dir string, err error)
 	// FindDisk waits for the disk with a serial number and returns its device node.

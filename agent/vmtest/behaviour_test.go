@@ -205,6 +205,12 @@ func binds(t *testing.T, vm *vmtest.VM) {
 }
 
 func outOfMemory(t *testing.T, vm *vmtest.VM) {
+	kills := make(chan *agentv1.OutOfMemory, 8)
+	sub, err := bus.OnAgentEvent(vm.Conn, vmtest.Sandbox, "oom", func(e *agentv1.OutOfMemory) { kills <- e })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
 	limit := int64(16 << 20)
 	ct := create(t, vm, "oom", process("dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"), func(s *specs.Spec) {
 		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit, Swap: &limit}
@@ -225,6 +231,14 @@ func outOfMemory(t *testing.T, vm *vmtest.VM) {
 		}
 	case <-ctx.Done():
 		t.Error("no exit event")
+	}
+	select {
+	case e := <-kills:
+		if e.GetContainer() != "oom" || e.GetKills() == 0 {
+			t.Errorf("the kill is told as %v", e)
+		}
+	case <-ctx.Done():
+		t.Error("the kill is not told")
 	}
 	if p := infoOf(t, vm, "oom").GetProcesses()[0]; !p.GetOomKilled() {
 		t.Errorf("status is %v, want oom_killed", p)

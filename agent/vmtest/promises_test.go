@@ -18,6 +18,7 @@ import (
 	"bulkhead/agent/vmtest"
 	"bulkhead/bus"
 	agentv1 "bulkhead/proto/agent/v1"
+	vmv1 "bulkhead/proto/vm/v1"
 )
 
 // One VM serves the tests of this file: each uses containers of its own.
@@ -275,6 +276,10 @@ func execs(t *testing.T, vm *vmtest.VM) {
 	}
 	if stats.GetPids() != 2 || stats.GetMemoryBytes() == 0 || stats.GetCpuNs() == 0 {
 		t.Errorf("stats are %v", stats)
+	}
+	all, err := vmv1.ReadContainerStats(stats.GetStats())
+	if err != nil || all.Pids.Current != stats.GetPids() || all.CPU.Usage.Total == 0 || all.Memory.Raw["anon"] == 0 || all.Hugetlb["2MB"].Usage != 0 {
+		t.Errorf("all counters are %s, %v", stats.GetStats(), err)
 	}
 	ct.signal(t, 9)
 	if code := exit(t, ct.Relay); code != 137 {

@@ -24,6 +24,9 @@ import (
 
 func TestMain(m *testing.M) {
 	Main()
+	if file := os.Getenv("BULKHEAD_TEST_SHARER"); file != "" {
+		sharer(file)
+	}
 	os.Exit(m.Run())
 }
 
@@ -451,6 +454,7 @@ func TestOOMKillInTheGuestIsSeenInTheHostCgroup(t *testing.T) {
 		t.Run(strconv.FormatInt(limit>>20, 10)+" MiB", func(t *testing.T) {
 			c := create(t, spec(ownPath(t), &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(limit)}}), Options{Overhead: DefaultOverhead})
 			cmd := bystander(t, c)
+			big := sharing(t, c)
 			event := watchOOM(t, c.state.Paths["memory"])
 			before := read(t, c, "memory", "memory.limit_in_bytes", "")
 
@@ -468,15 +472,73 @@ func TestOOMKillInTheGuestIsSeenInTheHostCgroup(t *testing.T) {
 			if after := read(t, c, "memory", "memory.limit_in_bytes", ""); after != before {
 				t.Errorf("the limit was %s and is %s", before, after)
 			}
-			if err := cmd.Process.Signal(unix.Signal(0)); err != nil {
-				t.Errorf("a bystander was killed: %v", err)
+			for what, bystander := range map[string]*os.Process{"a small bystander": cmd.Process, "one that shares much memory": big} {
+				if err := alive(bystander.Pid); err != nil {
+					t.Errorf("%s was killed: %v", what, err)
+				}
 			}
 			stats, err := c.Stats()
-			if err != nil || stats.PidsStats.Current != 1 {
+			if err != nil || stats.PidsStats.Current < 2 {
 				t.Errorf("%d processes are in the cgroup, %v", stats.PidsStats.Current, err)
 			}
 		})
 	}
+}
+
+// alive tells whether a process is more than a zombie.
+func alive(pid int) error {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return err
+	}
+	if _, rest, _ := strings.Cut(string(text), ") "); strings.HasPrefix(rest, "Z") {
+		return errors.New("it is a zombie")
+	}
+	return nil
+}
+
+// sharing is a process in the cgroup with much memory that another cgroup pays
+// for, as QEMU has its program and the guest's image.
+func sharing(t *testing.T, c *Cgroup) *os.Process {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "shared")
+	if err := os.WriteFile(file, make([]byte, 128<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "BULKHEAD_TEST_SHARER="+file)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Enter(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Process
+}
+
+func sharer(file string) {
+	f, err := os.Open(file)
+	if err == nil {
+		_, err = unix.Mmap(int(f.Fd()), 0, 128<<20, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	}
+	if err != nil {
+		os.Exit(1)
+	}
+	_, _ = os.Stdout.WriteString("m")
+	_, _ = os.Stdin.Read(make([]byte, 1))
+	os.Exit(0)
 }
 
 // watchOOM does what engines do, kernel Documentation/admin-guide/cgroup-v1/memory.rst, 10.

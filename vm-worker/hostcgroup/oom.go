@@ -25,7 +25,7 @@ import (
 const (
 	victimName    = "bulkhead-oom-victim" // argv[0], by which Main knows it
 	victimRoom    = 8 << 20               // memory left between the usage and the lowered limit
-	victimTouches = 64 << 20              // what the victim uses if nothing stops it
+	victimTouches = 1 << 30               // what the victim uses if nothing stops it
 	oomTimeout    = 5 * time.Second
 )
 
@@ -157,7 +157,30 @@ func (m memoryLimit) kill(ctx context.Context) (err error) {
 	return fmt.Errorf("the kernel did not kill the victim: %w", waitErr)
 }
 
-// lower sets the limit just above the usage, unless it is lower already.
+// largest is the resident memory of the largest process in the cgroup, shared
+// memory included, in bytes.
+func (m memoryLimit) largest() int64 {
+	pids, err := cgroups.GetAllPids(m.dir)
+	if err != nil {
+		return 0 // it is about to be removed
+	}
+	var most int64
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid)) // proc(5): size resident shared ..., in pages
+		fields := strings.Fields(string(text))
+		if err != nil || len(fields) < 2 {
+			continue // it has just ended
+		}
+		pages, err := strconv.ParseInt(fields[1], 10, 64)
+		if err == nil {
+			most = max(most, pages*int64(os.Getpagesize()))
+		}
+	}
+	return most
+}
+
+// lower sets the limit just above the usage and the largest process, unless it is
+// lower already.
 func (m memoryLimit) lower() (restore func() error, err error) {
 	before, err := cgroups.ReadFile(m.dir, m.limit)
 	if err != nil {
@@ -172,7 +195,11 @@ func (m memoryLimit) lower() (restore func() error, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the memory usage: %w", err)
 	}
-	low := usage + victimRoom
+	// The kernel kills the process of which its memory and its oom_score_adj, in
+	// thousandths of the limit, are the largest sum (oom_badness in mm/oom_kill.c). Memory
+	// that a process shares and another cgroup pays for counts too: QEMU's program
+	// and the guest's image. So the limit itself must outweigh the largest process.
+	low := max(usage, m.largest()) + victimRoom
 	if now, err := strconv.ParseInt(before, 10, 64); err == nil && now <= low {
 		return func() error { return nil }, nil
 	}

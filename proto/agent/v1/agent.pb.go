@@ -1658,6 +1658,7 @@ type StatsReply struct {
 	MemoryBytes   uint64                 `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	CpuNs         uint64                 `protobuf:"varint,2,opt,name=cpu_ns,json=cpuNs,proto3" json:"cpu_ns,omitempty"`
 	Pids          uint64                 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
+	Stats         string                 `protobuf:"bytes,4,opt,name=stats,proto3" json:"stats,omitempty"` // all counters as JSON text in runc's shape (bulkhead.vm.v1, ContainerStats)
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1713,6 +1714,67 @@ func (x *StatsReply) GetPids() uint64 {
 	return 0
 }
 
+func (x *StatsReply) GetStats() string {
+	if x != nil {
+		return x.Stats
+	}
+	return ""
+}
+
+// OutOfMemory is published on agent.<vm>.ev.oom when the guest's kernel has killed
+// a process of a container for want of memory.
+type OutOfMemory struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Kills         uint64                 `protobuf:"varint,2,opt,name=kills,proto3" json:"kills,omitempty"` // how many processes of it, so far
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutOfMemory) Reset() {
+	*x = OutOfMemory{}
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutOfMemory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutOfMemory) ProtoMessage() {}
+
+func (x *OutOfMemory) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutOfMemory.ProtoReflect.Descriptor instead.
+func (*OutOfMemory) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *OutOfMemory) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *OutOfMemory) GetKills() uint64 {
+	if x != nil {
+		return x.Kills
+	}
+	return 0
+}
+
 // Exited is published on agent.<vm>.ev.exited when a process ends. It is a
 // hint that makes records prompt; the durable exit code travels on the stdio
 // channel.
@@ -1728,7 +1790,7 @@ type Exited struct {
 
 func (x *Exited) Reset() {
 	*x = Exited{}
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1802,7 @@ func (x *Exited) String() string {
 func (*Exited) ProtoMessage() {}
 
 func (x *Exited) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1815,7 @@ func (x *Exited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exited.ProtoReflect.Descriptor instead.
 func (*Exited) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Exited) GetContainer() string {
@@ -1896,12 +1958,16 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vmemory_free\x18\x03 \x01(\x04R\n" +
 	"memoryFree\",\n" +
 	"\fStatsRequest\x12\x1c\n" +
-	"\tcontainer\x18\x01 \x01(\tR\tcontainer\"Z\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\"p\n" +
 	"\n" +
 	"StatsReply\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12\x15\n" +
 	"\x06cpu_ns\x18\x02 \x01(\x04R\x05cpuNs\x12\x12\n" +
-	"\x04pids\x18\x03 \x01(\x04R\x04pids\"{\n" +
+	"\x04pids\x18\x03 \x01(\x04R\x04pids\x12\x14\n" +
+	"\x05stats\x18\x04 \x01(\tR\x05stats\"A\n" +
+	"\vOutOfMemory\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x14\n" +
+	"\x05kills\x18\x02 \x01(\x04R\x05kills\"{\n" +
 	"\x06Exited\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x1b\n" +
@@ -1921,7 +1987,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(*Ready)(nil),            // 0: bulkhead.agent.v1.Ready
 	(*ConfigureRequest)(nil), // 1: bulkhead.agent.v1.ConfigureRequest
@@ -1954,7 +2020,8 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*StatusReply)(nil),      // 28: bulkhead.agent.v1.StatusReply
 	(*StatsRequest)(nil),     // 29: bulkhead.agent.v1.StatsRequest
 	(*StatsReply)(nil),       // 30: bulkhead.agent.v1.StatsReply
-	(*Exited)(nil),           // 31: bulkhead.agent.v1.Exited
+	(*OutOfMemory)(nil),      // 31: bulkhead.agent.v1.OutOfMemory
+	(*Exited)(nil),           // 32: bulkhead.agent.v1.Exited
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	8,  // 0: bulkhead.agent.v1.Disk.binds:type_name -> bulkhead.agent.v1.DiskBind
@@ -1981,7 +2048,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -2573,6 +2573,7 @@ type StatsReply struct {
 	GuestMemoryBytes uint64                 `protobuf:"varint,5,opt,name=guest_memory_bytes,json=guestMemoryBytes,proto3" json:"guest_memory_bytes,omitempty"` // memory.current of the container in the guest
 	GuestCpuNs       uint64                 `protobuf:"varint,6,opt,name=guest_cpu_ns,json=guestCpuNs,proto3" json:"guest_cpu_ns,omitempty"`                   // cpu time of the container in the guest
 	GuestPids        uint64                 `protobuf:"varint,7,opt,name=guest_pids,json=guestPids,proto3" json:"guest_pids,omitempty"`
+	ContainerStats   string                 `protobuf:"bytes,8,opt,name=container_stats,json=containerStats,proto3" json:"container_stats,omitempty"` // all counters of the guest's cgroup as JSON text, in the shape that runc prints
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -2654,6 +2655,13 @@ func (x *StatsReply) GetGuestPids() uint64 {
 		return x.GuestPids
 	}
 	return 0
+}
+
+func (x *StatsReply) GetContainerStats() string {
+	if x != nil {
+		return x.ContainerStats
+	}
+	return ""
 }
 
 var File_vm_v1_vm_proto protoreflect.FileDescriptor
@@ -2857,7 +2865,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\r\n" +
 	"\vResumeReply\">\n" +
 	"\fStatsRequest\x12.\n" +
-	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\x81\x02\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\xaa\x02\n" +
 	"\n" +
 	"StatsReply\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\x12 \n" +
@@ -2870,7 +2878,8 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\fguest_cpu_ns\x18\x06 \x01(\x04R\n" +
 	"guestCpuNs\x12\x1d\n" +
 	"\n" +
-	"guest_pids\x18\a \x01(\x04R\tguestPids*\xc9\x01\n" +
+	"guest_pids\x18\a \x01(\x04R\tguestPids\x12'\n" +
+	"\x0fcontainer_stats\x18\b \x01(\tR\x0econtainerStats*\xc9\x01\n" +
 	"\x0fContainerStatus\x12 \n" +
 	"\x1cCONTAINER_STATUS_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19CONTAINER_STATUS_CREATING\x10\x01\x12\x1c\n" +

@@ -113,6 +113,17 @@ func (d *Driver) Attached(id string) map[string]bool {
 	return v.attachedPaths()
 }
 
+// KillForMemory makes a living guest tell that its kernel has killed processes of
+// a container, so many so far.
+func (d *Driver) KillForMemory(id, container string, kills uint64) {
+	d.mu.Lock()
+	v := d.vms[id]
+	d.mu.Unlock()
+	if v != nil {
+		v.guest.outOfMemory(container, kills)
+	}
+}
+
 // Processors is how many a living guest was last told to run on.
 func (d *Driver) Processors(id string) uint32 {
 	d.mu.Lock()

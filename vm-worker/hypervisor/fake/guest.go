@@ -183,3 +183,16 @@ func (g *guest) exited(container, execID string, code int) {
 		g.log.Debug("exit not announced", "error", err)
 	}
 }
+
+// outOfMemory tells the host of kills by the guest's kernel.
+func (g *guest) outOfMemory(container string, kills uint64) {
+	g.mu.Lock()
+	nc := g.nc
+	g.mu.Unlock()
+	if nc == nil {
+		return
+	}
+	if err := bus.PublishAgentEvent(nc, g.sandbox, "oom", &agentv1.OutOfMemory{Container: container, Kills: kills}); err != nil {
+		g.log.Debug("kill not announced", "container", container, "error", err)
+	}
+}

@@ -6,6 +6,7 @@ package fake
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 
 	"bulkhead/bus"
@@ -195,7 +196,8 @@ func (g *guest) stats(_ context.Context, req *agentv1.StatsRequest) (*agentv1.St
 	if err != nil {
 		return nil, err
 	}
-	return &agentv1.StatsReply{Pids: uint64(len(c.processes()))}, nil
+	n := uint64(len(c.processes()))
+	return &agentv1.StatsReply{Pids: n, Stats: fmt.Sprintf(`{"pids":{"current":%d}}`, n)}, nil
 }
 
 func (g *guest) find(key string) (*container, error) {
