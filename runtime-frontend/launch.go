@@ -142,7 +142,7 @@ func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts l
 	_, err = call[vmv1.CreateReply](ctx, inv, "create", &vmv1.CreateRequest{
 		Ref: ref, Bundle: b.Dir, Rootfs: b.Rootfs, Config: string(b.Config),
 		Handover: operation, Mounts: mounts, Relay: relay.Identity(),
-		SystemdCgroup: inv.systemdCgroup, Owner: owner(), NoCgroup: inv.cgroupManager == "disabled", Joined: joinedNamespaces(b), Devices: devices,
+		SystemdCgroup: inv.systemdCgroup, Owner: owner(), Joined: joinedNamespaces(b), Devices: devices,
 	})
 	if err != nil {
 		return nil, interrupted(ctx, err)

@@ -170,7 +170,7 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 		over = w.vmOverhead(p.spec.Linux.Resources, p.size)
 	}
 	cg, err := hostcgroup.Create(p.spec, c.key, hostcgroup.Options{
-		Disabled: p.req.NoCgroup, Systemd: p.req.SystemdCgroup, PID: relay.pid, End: c.endRelay, Overhead: over, StateFile: c.cgroupFile(),
+		Systemd: p.req.SystemdCgroup, PID: relay.pid, End: c.endRelay, Overhead: over, StateFile: c.cgroupFile(),
 	})
 	if err != nil {
 		return err

@@ -47,9 +47,6 @@ var DefaultOverhead = Overhead{MemoryBytes: 192 << 20, Pids: 1024}
 
 // Options are what Create needs to know beside the bundle.
 type Options struct {
-	// Disabled says that nothing is to be made, as with crun's --cgroup-manager
-	// disabled; a limit that the host has to hold is then an error.
-	Disabled bool
 	// Systemd says that cgroupsPath is slice:prefix:name and that systemd makes
 	// the scope, as with runc's --systemd-cgroup.
 	Systemd bool
@@ -90,13 +87,6 @@ func Create(spec *specs.Spec, key string, opts Options) (*Cgroup, error) {
 		return nil, err
 	}
 	c := &Cgroup{state: state{Config: config}}
-	if opts.Disabled {
-		if limited {
-			return nil, fmt.Errorf("the limits of container %s in linux.resources need a cgroup on the host, and --cgroup-manager disabled forbids it", key)
-		}
-		c.state.Disabled = true
-		return c, c.save(opts.StateFile)
-	}
 	if spec.Linux != nil {
 		c.state.Quota = quotaOf(spec.Linux.Resources)
 	}

@@ -391,23 +391,6 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 	}
 }
 
-// Without a cgroup nothing is made or entered, and no limit is let go of.
-func TestNoCgroupWhereNoneIsWanted(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "state.json")
-	c := create(t, spec(ownPath(t), &specs.LinuxResources{}), Options{Disabled: true, StateFile: file})
-	if !c.Disabled() || len(c.ProcsPaths()) != 0 {
-		t.Errorf("processes are to enter %v", c.ProcsPaths())
-	}
-	if c, err := Load(file); err != nil || !c.Disabled() {
-		t.Errorf("it is taken up as %+v, %v", c, err)
-	}
-	limit := int64(64 << 20)
-	_, err := Create(spec(ownPath(t), &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}), "key", Options{Disabled: true})
-	if err == nil || !strings.Contains(err.Error(), "--cgroup-manager disabled") {
-		t.Errorf("a limit without a cgroup gives %v", err)
-	}
-}
-
 func TestWhereTheCgroupIs(t *testing.T) {
 	for _, c := range []struct {
 		name, asked string

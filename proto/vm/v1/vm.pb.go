@@ -1182,7 +1182,6 @@ type CreateRequest struct {
 	Owner         string                 `protobuf:"bytes,9,opt,name=owner,proto3" json:"owner,omitempty"` // user name of the caller, for "list"
 	Joined        []*JoinedNamespace     `protobuf:"bytes,10,rep,name=joined,proto3" json:"joined,omitempty"`
 	Devices       []*HandedDevice        `protobuf:"bytes,20,rep,name=devices,proto3" json:"devices,omitempty"`
-	NoCgroup      bool                   `protobuf:"varint,21,opt,name=no_cgroup,json=noCgroup,proto3" json:"no_cgroup,omitempty"` // the container gets no cgroup on the host
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1292,13 +1291,6 @@ func (x *CreateRequest) GetDevices() []*HandedDevice {
 		return x.Devices
 	}
 	return nil
-}
-
-func (x *CreateRequest) GetNoCgroup() bool {
-	if x != nil {
-		return x.NoCgroup
-	}
-	return false
 }
 
 type CreateReply struct {
@@ -2777,7 +2769,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x06device\x18\x01 \x01(\x04R\x06device\x12\x14\n" +
 	"\x05inode\x18\x02 \x01(\x04R\x05inode\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\"\xd0\x03\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\"\xb3\x03\n" +
 	"\rCreateRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x16\n" +
@@ -2790,8 +2782,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x05owner\x18\t \x01(\tR\x05owner\x127\n" +
 	"\x06joined\x18\n" +
 	" \x03(\v2\x1f.bulkhead.vm.v1.JoinedNamespaceR\x06joined\x126\n" +
-	"\adevices\x18\x14 \x03(\v2\x1c.bulkhead.vm.v1.HandedDeviceR\adevices\x12\x1b\n" +
-	"\tno_cgroup\x18\x15 \x01(\bR\bnoCgroup\"y\n" +
+	"\adevices\x18\x14 \x03(\v2\x1c.bulkhead.vm.v1.HandedDeviceR\adevices\"y\n" +
 	"\vCreateReply\x127\n" +
 	"\tcontainer\x18\x01 \x01(\v2\x19.bulkhead.vm.v1.ContainerR\tcontainer\x121\n" +
 	"\asandbox\x18\x02 \x01(\v2\x17.bulkhead.vm.v1.SandboxR\asandbox\"\x8a\x02\n" +
