@@ -40,7 +40,7 @@ func (g *globals) flags() []cli.Flag {
 		&cli.BoolFlag{Name: "debug", Usage: "log what is done, too", Destination: &g.debug},
 		&cli.BoolFlag{Name: "systemd-cgroup", Usage: "read linux.cgroupsPath as \"slice:prefix:name\"", Destination: &g.systemdCgroup},
 		&cli.GenericFlag{Name: "rootless", Usage: "true, false or auto: only false and auto can be had", Value: &g.rootless},
-		&cli.StringFlag{Name: "cgroup-manager", Usage: "`MANAGER` of cgroups, as with crun: cgroupfs or systemd", Destination: &g.cgroupManager},
+		&cli.StringFlag{Name: "cgroup-manager", Usage: "`MANAGER` of cgroups, as with crun: cgroupfs, systemd or disabled", Destination: &g.cgroupManager},
 		&cli.StringFlag{Name: "criu", Usage: "ignored", Destination: &g.criu},
 		&cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version", Destination: &g.version, Local: true},
 	}
@@ -54,13 +54,11 @@ func (g *globals) check() error {
 		return fmt.Errorf("unknown --log-format %q: use text or json", g.logFormat)
 	}
 	switch g.cgroupManager {
-	case "", "cgroupfs":
+	case "", "cgroupfs", "disabled":
 	case "systemd":
 		g.systemdCgroup = true
-	case "disabled":
-		return fmt.Errorf("--cgroup-manager disabled: every virtual machine is accounted and limited in a cgroup of the host: use cgroupfs or systemd")
 	default:
-		return fmt.Errorf("unknown --cgroup-manager %q: use cgroupfs or systemd", g.cgroupManager)
+		return fmt.Errorf("unknown --cgroup-manager %q: use cgroupfs, systemd or disabled", g.cgroupManager)
 	}
 	if g.rootless == "true" {
 		return fmt.Errorf("--rootless=true: virtual machines are run by a daemon of root, so there are no rootless containers")

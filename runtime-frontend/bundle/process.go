@@ -6,6 +6,7 @@ package bundle
 import (
 	"errors"
 	"fmt"
+	"math"
 	"path"
 	"reflect"
 	"strings"
@@ -56,6 +57,12 @@ func checkProcess(p *specs.Process) error {
 	}
 	if p.OOMScoreAdj != nil && (*p.OOMScoreAdj < -1000 || *p.OOMScoreAdj > 1000) {
 		errs = append(errs, refuse("process.oomScoreAdj", fmt.Sprintf("%d is outside -1000..1000", *p.OOMScoreAdj)))
+	}
+	if size := p.ConsoleSize; size != nil && (size.Width > math.MaxUint16 || size.Height > math.MaxUint16) {
+		errs = append(errs, refuse("process.consoleSize", fmt.Sprintf("%d by %d is more than a terminal can be told, %d", size.Width, size.Height, math.MaxUint16)))
+	}
+	if umask := p.User.Umask; umask != nil && *umask > 0o777 {
+		errs = append(errs, refuse("process.user.umask", fmt.Sprintf("%#o is above 0777, all that a mask can hold", *umask)))
 	}
 	seen := map[string]bool{}
 	for _, limit := range p.Rlimits {

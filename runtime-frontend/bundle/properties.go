@@ -60,10 +60,10 @@ var properties = map[string]verdict{
 	"mounts[].gidMappings": checked,
 
 	"process.terminal":            carried,
-	"process.consoleSize":         carried,
+	"process.consoleSize":         checked, // process.go
 	"process.user.uid":            carried,
 	"process.user.gid":            carried,
-	"process.user.umask":          carried,
+	"process.user.umask":          checked, // process.go
 	"process.user.additionalGids": carried,
 	"process.user.username":       refused(noOtherPlatform),
 	"process.args":                checked, // process.go

@@ -111,6 +111,8 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		{"linux.personality.flags", "no flag", func(s *specs.Spec) {
 			s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux, Flags: []specs.LinuxPersonalityFlag{"X"}}
 		}},
+		{"process.consoleSize", "a terminal can be told", func(s *specs.Spec) { s.Process.ConsoleSize = &specs.Box{Width: 1 << 16} }},
+		{"process.user.umask", "above 0777", func(s *specs.Spec) { m := uint32(0o1022); s.Process.User.Umask = &m }},
 		{"process.scheduler.policy", "unknown policy", scheduler(specs.Scheduler{})},
 		{"process.scheduler.policy", "never made", scheduler(specs.Scheduler{Policy: specs.SchedISO})},
 		{"process.scheduler.nice", "-20..19", scheduler(specs.Scheduler{Policy: specs.SchedOther, Nice: 20})},
