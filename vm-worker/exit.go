@@ -88,6 +88,13 @@ const oomTime = 3 * time.Second
 // the container's host cgroup, and, for Podman and CRI-O, as the file "oom" in
 // the bundle.
 func (c *container) tellOOM() {
+	// The bundle's directory is root's own; a link planted in it is not followed.
+	f, err := os.OpenFile(filepath.Join(c.rec.Bundle, "oom"), os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		c.w.log.Debug("no oom file in the bundle", "container", c.rec.Ref.Id, "error", err)
+	} else {
+		f.Close()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), oomTime)
 	defer cancel()
 	if cgroup := c.hostCgroup(); cgroup != nil {
@@ -95,13 +102,6 @@ func (c *container) tellOOM() {
 			c.w.log.Warn("the host's cgroup does not show the guest's OOM kill", "container", c.rec.Ref.Id, "error", err)
 		}
 	}
-	// The bundle's directory is root's own; a link planted in it is not followed.
-	f, err := os.OpenFile(filepath.Join(c.rec.Bundle, "oom"), os.O_CREATE|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		c.w.log.Debug("no oom file in the bundle", "container", c.rec.Ref.Id, "error", err)
-		return
-	}
-	f.Close()
 }
 
 // exitLocked is the exit of a container whose relay has ended; vmGone is why its
