@@ -229,15 +229,28 @@ func (e *Engine) removeAll(ctx context.Context) error {
 // removeCgroups removes the parent of the containers' cgroups, which engines
 // leave to whoever named it. Children are the runtime's to remove.
 func removeCgroups(parent string) error {
-	parents, err := filepath.Glob("/sys/fs/cgroup/*/" + parent)
+	parents, err := filepath.Glob(cgroupMount + "/*/" + parent)
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, path := range append(parents, "/sys/fs/cgroup/"+parent) {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+	for _, path := range append(parents, filepath.Join(cgroupMount, parent)) {
+		remove := os.Remove
+		if !isCgroup(path) {
+			// podman takes any directory there for a hierarchy, also one that is none.
+			remove = os.RemoveAll
+		}
+		if err := remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// cgroupMount is where the hierarchies of cgroup v1, or the one of v2, are.
+const cgroupMount = "/sys/fs/cgroup"
+
+func isCgroup(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && (fs.Type == unix.CGROUP_SUPER_MAGIC || fs.Type == unix.CGROUP2_SUPER_MAGIC)
 }
