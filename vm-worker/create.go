@@ -123,7 +123,7 @@ func (p *plan) rootfs() (string, error) {
 // sandboxFor returns the sandbox a container goes into: the one whose namespaces
 // it shares, or a new one. The caller holds w.mu.
 func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
-	at, err := w.placeLocked(p.req.Ref, p.pod, p.req.Joined)
+	at, err := w.placeLocked(p.req.Ref, p.spec.Annotations, p.req.Joined)
 	if err != nil {
 		return nil, err
 	}

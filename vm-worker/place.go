@@ -33,6 +33,19 @@ func podOf(ref *vmv1.ContainerRef, annotations map[string]string) pod {
 	return pod{}
 }
 
+// ofPod tells whether a container is one of a pod, also its first.
+func ofPod(annotations map[string]string) bool {
+	for _, a := range vmv1.PodAnnotations() {
+		if kind := annotations[a.Kind]; kind == vmv1.PodMember || kind == podFirst {
+			return true
+		}
+	}
+	return false
+}
+
+// podFirst is what annotations call the first container of a pod, whose id is that of the sandbox.
+const podFirst = "sandbox"
+
 // place is where a container goes.
 type place struct {
 	sb    *sandbox // nil: a VM of its own
@@ -43,7 +56,7 @@ type place struct {
 func (w *Worker) locate(_ context.Context, req *vmv1.LocateRequest) (*vmv1.LocateReply, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	at, err := w.placeLocked(req.Ref, podOf(req.Ref, req.Annotations), req.Joined)
+	at, err := w.placeLocked(req.Ref, req.Annotations, req.Joined)
 	if err != nil || at.sb == nil {
 		return &vmv1.LocateReply{}, err
 	}
@@ -52,7 +65,7 @@ func (w *Worker) locate(_ context.Context, req *vmv1.LocateRequest) (*vmv1.Locat
 
 // placeLocked finds the VM whose namespaces a container joins. The caller holds
 // w.mu.
-func (w *Worker) placeLocked(ref *vmv1.ContainerRef, member pod, joined []*vmv1.JoinedNamespace) (place, error) {
+func (w *Worker) placeLocked(ref *vmv1.ContainerRef, annotations map[string]string, joined []*vmv1.JoinedNamespace) (place, error) {
 	var at place
 	var first *vmv1.JoinedNamespace // what decided about the VM
 	for _, ns := range joined {
@@ -60,9 +73,9 @@ func (w *Worker) placeLocked(ref *vmv1.ContainerRef, member pod, joined []*vmv1.
 		switch {
 		case err != nil:
 			return place{}, err
-		case owner == nil && (ns.Type == "network" || member.sandbox != "" && ns.Pid == 0):
-			// The engine has made it for this container or for its pod (CRI-O pins those
-			// of a pod that has no first container): there is nobody yet to share it with.
+		case owner == nil && (ns.Type == "network" || ns.Pid == 0 && ofPod(annotations)):
+			// The engine has made it for this container or for its pod, as CRI-O pins those of pods: there is nobody yet
+			// to share it with.
 			continue
 		case owner == nil:
 			return place{}, refuseNamespace(ns, "it is the namespace of no container that bulkhead runs, and a virtual machine cannot share those of other processes")
@@ -74,7 +87,7 @@ func (w *Worker) placeLocked(ref *vmv1.ContainerRef, member pod, joined []*vmv1.
 		}
 		at.joins = append(at.joins, &agentv1.NamespaceJoin{Type: ns.Type, Container: owner.key})
 	}
-	host := w.podHostLocked(member)
+	host := w.podHostLocked(podOf(ref, annotations))
 	switch {
 	case host == nil:
 	case !closed(host.created):

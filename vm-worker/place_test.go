@@ -98,16 +98,21 @@ func TestAContainerRunsInTheVMWhoseNamespacesItJoins(t *testing.T) {
 		t.Error("a container with an engine's network namespace is in another's VM")
 	}
 
-	// CRI-O pins the namespaces of a pod that has no container of its own.
-	member := func(req *vmv1.CreateRequest) {
-		req.Config = strings.Replace(req.Config, `"ociVersion"`,
-			`"annotations":{"io.kubernetes.cri-o.ContainerType":"container","io.kubernetes.cri-o.SandboxID":"pod"},"ociVersion"`, 1)
+	// CRI-O pins the namespaces of a pod, which may have no container of its own.
+	as := func(kind, pod string) func(*vmv1.CreateRequest) {
+		return func(req *vmv1.CreateRequest) {
+			req.Config = strings.Replace(req.Config, `"ociVersion"`, fmt.Sprintf(
+				`"annotations":{"io.kubernetes.cri-o.ContainerType":%q,"io.kubernetes.cri-o.SandboxID":%q},"ociVersion"`, kind, pod), 1)
+		}
 	}
 	foreign.Pid = 0
 	for _, id := range []string{"first", "second"} {
-		if _, err := h.joinNamespaces(id, member, foreign); err != nil {
+		if _, err := h.joinNamespaces(id, as("container", "pod"), foreign); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if _, err := h.joinNamespaces("infra", as("sandbox", "infra"), &vmv1.JoinedNamespace{Type: "uts", Path: "/run/utsns/x", Device: 1, Inode: 1}); err != nil {
+		t.Errorf("the first container of a pod, in namespaces that are pinned for it: %v", err)
 	}
 	if a, b := h.state("first").Sandbox, h.state("second").Sandbox; a != b {
 		t.Errorf("the members of a pod are in the VMs %s and %s", a, b)
@@ -118,7 +123,7 @@ func TestAContainerRunsInTheVMWhoseNamespacesItJoins(t *testing.T) {
 	h.await("one", "exited")
 	_, err = h.joinNamespaces("late", nil, pinned)
 	refused(t, "the namespace of a dead container", err, bus.FailedPrecondition, "the namespace of no container that bulkhead runs")
-	for _, id := range []string{"one", "two", "ipc", "net", "pinned", "user", "netns", "first", "second"} {
+	for _, id := range []string{"one", "two", "ipc", "net", "pinned", "user", "netns", "first", "second", "infra"} {
 		h.delete(id, true)
 	}
 	h.expectNothing()

@@ -29,7 +29,6 @@ type plan struct {
 	req      *vmv1.CreateRequest
 	key      string
 	spec     *specs.Spec
-	pod      pod
 	joins    []*agentv1.NamespaceJoin // set with the VM that it shares
 	size     hypervisor.Size          // of a VM for this container alone
 	room     hypervisor.Size          // what that VM may grow to
@@ -75,7 +74,6 @@ func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
 	if p.labelled() && !cfg.SELinux {
 		return nil, bus.Errorf(bus.InvalidArgument, "container %s asks for an SELinux label, and [vm] selinux = false switches labels off on this host", ref.Id)
 	}
-	p.pod = podOf(ref, p.spec.Annotations)
 	if err := p.planMounts(); err != nil {
 		return nil, err
 	}

@@ -60,8 +60,13 @@ func TestOCIContainersShareNamespacesInOneVM(t *testing.T) {
 	}
 	third := o.launch(some, joining(newSpec("sleep", "1000"), second.PID, specs.IPCNamespace))
 
+	pod := newID("pod") // by the annotations of containerd's CRI plugin alone
+	spec = newSpec("sleep", "1000")
+	spec.Annotations = map[string]string{"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": one}
+	o.launch(pod, spec)
+
 	vm := o.sandbox(conn, one)
-	for _, id := range []string{all, some} {
+	for _, id := range []string{all, some, pod} {
 		expect(t, "the VM of "+id, o.sandbox(conn, id).GetId(), vm.GetId())
 	}
 	ofOne, ofAll, ofSome := strings.Fields(o.do("exec", one, "sh", "-c", whereAmI)), strings.Fields(o.do("exec", all, "sh", "-c", whereAmI)), strings.Fields(o.do("exec", some, "sh", "-c", whereAmI))
@@ -75,6 +80,7 @@ func TestOCIContainersShareNamespacesInOneVM(t *testing.T) {
 	expect(t, "the host name", o.do("exec", all, "hostname"), "first\n")
 	expect(t, "the host name of who shares it not", o.do("exec", some, "hostname"), "bundle\n")
 	expect(t, "the processes that those who share them see", o.do("exec", all, "sh", "-c", "ps | grep -c '[s]leep 1000'"), "2\n")
+	expect(t, "the namespaces of a member of a pod that joins none", strings.Count(o.do("exec", pod, "sh", "-c", whereAmI), ofOne[1]), 0)
 	expect(t, "the processes that the third sees", o.do("exec", some, "sh", "-c", "ps | grep -c '[s]leep 1000'"), "1\n")
 	o.do("exec", some, "sh", "-c", "echo mine > /etc/mark")
 	expect(t, "another's files", o.cli("exec", all, "cat", "/etc/mark").Code, 1)
