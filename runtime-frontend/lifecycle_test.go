@@ -186,7 +186,7 @@ func TestPoststartAndPoststopHooks(t *testing.T) {
 		t.Errorf("poststart saw %q", text)
 	}
 	r := h.run("delete", "--force", "c1")
-	if r.status != 0 || r.log != "" || !strings.Contains(r.stderr, "warning: running poststop hook #0") {
+	if r.status != 0 || r.log != "" || !strings.Contains(r.stderr, "warning: error running poststop hook #0") {
 		t.Errorf("exit status %d, stderr %q, log %q: a failing poststop hook is a warning", r.status, r.stderr, r.log)
 	}
 	if text, _ := os.ReadFile(dir + "/stop"); !strings.Contains(string(text), `"status":"stopped"`) || strings.Contains(string(text), `"pid"`) {

@@ -43,11 +43,18 @@ func (r *reporter) Warn(message string) {
 	}
 }
 
-// Debug tells what is done, when --debug asks for it.
+// Debug tells what is done, when --debug asks for it: in the file of --log, else on
+// stderr.
 func (r *reporter) Debug(format string, args ...any) {
-	if r.debug {
-		r.append("debug", fmt.Sprintf(format, args...))
+	if !r.debug {
+		return
 	}
+	message := fmt.Sprintf(format, args...)
+	if r.path == "" {
+		_, _ = r.stderr.Write(append(r.text(newLine("debug", message)), '\n')) // as with a file: it must not fail the command
+		return
+	}
+	r.append("debug", message)
 }
 
 // line has the keys that go-runc and podman decode.
@@ -57,28 +64,32 @@ type line struct {
 	Time  string `json:"time"`
 }
 
+func newLine(level, message string) line {
+	return line{Level: level, Msg: message, Time: time.Now().UTC().Format(time.RFC3339)}
+}
+
 // append writes one line with one write, so that concurrent commands do not
 // mix. A log that cannot be written must not fail the command.
 func (r *reporter) append(level, message string) {
 	if r.path == "" {
 		return
 	}
-	entry := line{Level: level, Msg: message, Time: time.Now().UTC().Format(time.RFC3339)}
-	var text []byte
-	if r.json {
-		var err error
-		if text, err = json.Marshal(entry); err != nil {
-			return
-		}
-	} else {
-		text = fmt.Appendf(nil, "time=%q level=%s msg=%q", entry.Time, entry.Level, entry.Msg)
-	}
 	f, err := os.OpenFile(r.path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o644)
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	_, _ = f.Write(append(text, '\n'))
+	_, _ = f.Write(append(r.text(newLine(level, message)), '\n'))
+}
+
+// text is a line in the format of --log-format, without its end.
+func (r *reporter) text(entry line) []byte {
+	if r.json {
+		if text, err := json.Marshal(entry); err == nil { // strings always can
+			return text
+		}
+	}
+	return fmt.Appendf(nil, "time=%q level=%s msg=%q", entry.Time, entry.Level, entry.Msg)
 }
 
 // misread are words by which engines tell that the container's program is

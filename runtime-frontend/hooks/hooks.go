@@ -44,7 +44,7 @@ const reapTime = 2 * time.Second
 func Run(ctx context.Context, kind, dir string, hooks []specs.Hook, state State) error {
 	for i, hook := range hooks {
 		if err := run(ctx, dir, hook, state); err != nil {
-			return fmt.Errorf("running %s hook #%d (%s): %w", kind, i, hook.Path, err)
+			return fmt.Errorf("error running %s hook #%d: %s: %w", kind, i, hook.Path, err)
 		}
 	}
 	return nil
@@ -56,7 +56,7 @@ func RunAll(ctx context.Context, kind, dir string, hooks []specs.Hook, state Sta
 	var errs []error
 	for i, hook := range hooks {
 		if err := run(ctx, dir, hook, state); err != nil {
-			errs = append(errs, fmt.Errorf("running %s hook #%d (%s): %w", kind, i, hook.Path, err))
+			errs = append(errs, fmt.Errorf("error running %s hook #%d: %s: %w", kind, i, hook.Path, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -178,8 +177,7 @@ func (r *Relay) Proxy(ctx context.Context, in, out *os.File) error {
 	}()
 	outDone := make(chan error, 1)
 	go func() {
-		_, err := io.Copy(out, c.master)
-		outDone <- err
+		outDone <- copyOutput(out, c.master)
 	}()
 	defer func() {
 		wakeW.Close()
