@@ -21,7 +21,7 @@ import (
 func mountGroups() []conformance.Group {
 	return []conformance.Group{
 		mountOptions("mount-options", optionsMustHave, nil).group(), mountOptions("mount-defaults", optionDefaults, lenient("hands defaults to the file system, which refuses it")).group(), mountRules().group(), readonlyRoot().group(), remount().group(),
-		propagation("mount-propagation", ownPropagation, nil).group(), propagation("mount-propagation-shared", sharedPropagation, noPropagation).group(),
+		propagation("mount-propagation", ownPropagation, nil).group(), propagation("mount-propagation-slave", slavePropagation, nil).group(), propagation("mount-propagation-shared", sharedPropagation, noPropagation).group(),
 	}
 }
 
@@ -281,7 +281,7 @@ func remount() inside {
 }
 
 // noPropagation declares what a VM does not have.
-var noPropagation = map[string]conformance.Declaration{conformance.Bulkhead: conformance.Fails("refused by name: mounts do not propagate between the host and a virtual machine")}
+var noPropagation = map[string]conformance.Declaration{conformance.Bulkhead: conformance.Fails("refused by name: what is mounted in a virtual machine cannot appear on the host")}
 
 // Propagation options of a bind mount and the tag of mountinfo that tells of each;
 // empty for none.
@@ -289,7 +289,8 @@ var (
 	ownPropagation = []struct{ name, tag string }{
 		{"private", ""}, {"rprivate", ""}, {"unbindable", "unbindable"}, {"runbindable", "unbindable"},
 	}
-	sharedPropagation = []struct{ name, tag string }{{"shared", "shared:"}, {"rshared", "shared:"}, {"slave", "master:"}, {"rslave", "master:"}}
+	slavePropagation  = []struct{ name, tag string }{{"slave", "master:"}, {"rslave", "master:"}}
+	sharedPropagation = []struct{ name, tag string }{{"shared", "shared:"}, {"rshared", "shared:"}}
 )
 
 func propagation(name string, options []struct{ name, tag string }, declared map[string]conformance.Declaration) inside {

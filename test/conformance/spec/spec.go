@@ -28,7 +28,7 @@ func Part(probe string) conformance.Part {
 			return session{probe: probe}, func() error { return nil }, nil
 		},
 	}
-	p.Groups = slices.Concat(lifecycleGroups(), hookGroups(), refusalGroups(), processGroups(), mountGroups(), linuxGroups())
+	p.Groups = slices.Concat(lifecycleGroups(), hookGroups(), refusalGroups(), processGroups(), mountGroups(), linuxGroups(), featureGroups(), commandGroups())
 	return p
 }
 
