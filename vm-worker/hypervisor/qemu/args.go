@@ -134,8 +134,22 @@ func blocks(bytes uint64) uint64 { return (bytes + growthBlock - 1) / growthBloc
 // processors are those the VM starts with, and how many it can ever have; each of
 // these costs the guest's kernel 0.2 MB.
 func processors(s hypervisor.Spec) string {
+	return fmt.Sprintf("%d,maxcpus=%d", present(s), max(s.VCPUs, s.Max.VCPUs, 1))
+}
+
+// presentTCG is how many processors are there from the start under TCG, for as long as the
+// VM may have as many.
+const presentTCG = 8
+
+// present counts the processors that are there from the start, of which the guest uses those of its size: the
+// others are left offline. Under TCG all are, within reason, as QEMU ends itself when a processor is plugged in while the others have
+// used up the buffer of translated code (tcg/region.c, tcg_region_initial_alloc: it takes its part without a flush, or fails an assertion).
+func present(s hypervisor.Spec) uint32 {
 	n := max(s.VCPUs, 1)
-	return fmt.Sprintf("%d,maxcpus=%d", n, max(n, s.Max.VCPUs))
+	if s.Accelerator == hypervisor.TCG {
+		n = max(n, min(s.Max.VCPUs, presentTCG))
+	}
+	return n
 }
 
 // memoryMiB rounds up: the kernel wants whole pages, a person whole MiB.
@@ -151,6 +165,9 @@ func kernelArgs(s hypervisor.Spec) string {
 		// descriptors of its own pages need 1/64 of it elsewhere, which a small VM does not have.
 		"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", "dummy.numdummies=0",
 		"init=/sbin/bulkhead-agent", "bulkhead.sandbox=" + s.ID,
+	}
+	if n := max(s.VCPUs, 1); present(s) > n {
+		a = append(a, fmt.Sprintf("maxcpus=%d", n)) // that the kernel brings up; the agent can bring up the others
 	}
 	if s.Accelerator == hypervisor.TCG {
 		a = append(a, "tsc=reliable") // with KVM the guest has kvmclock
