@@ -104,21 +104,27 @@ func (w *Worker) placeLocked(ref *vmv1.ContainerRef, annotations map[string]stri
 }
 
 // ownerLocked finds the container whose relay stands in a namespace; of several
-// that share it, the oldest. It is nil when there is none. The caller holds w.mu.
+// that share it, the oldest. Others that are being made to join it, which engines
+// start at the same time, do not count. It is nil when there is none. The caller holds w.mu.
 func (w *Worker) ownerLocked(ns *vmv1.JoinedNamespace) (*container, error) {
 	var owner *container
+	coming := false
 	for _, c := range w.containers {
 		switch {
 		case !c.standsIn(ns):
 			continue
 		case !closed(c.created):
-			return nil, bus.Errorf(bus.FailedPrecondition, "linux.namespaces: %s: the container of %q is still being created", ns.Type, ns.Path)
+			coming = true
+			continue
 		case owner != nil && owner.sb != c.sb:
 			return nil, refuseNamespace(ns, "containers in different virtual machines stand in it")
 		}
 		if owner == nil || c.rec.Created.AsTime().Before(owner.rec.Created.AsTime()) {
 			owner = c
 		}
+	}
+	if owner == nil && coming {
+		return nil, bus.Errorf(bus.FailedPrecondition, "linux.namespaces: %s: the container of %q is still being created", ns.Type, ns.Path)
 	}
 	return owner, nil
 }
@@ -150,8 +156,8 @@ func (c *container) standsIn(ns *vmv1.JoinedNamespace) bool {
 	return relay == nil || !relay.ended() // its pid may be another's by now
 }
 
-// podHostLocked finds a container of the pod: its first one, else any member. It
-// is nil for none. The caller holds w.mu.
+// podHostLocked finds a container of the pod: its first one, else any member, one
+// that is not still being made if there is one. It is nil for none. The caller holds w.mu.
 func (w *Worker) podHostLocked(member pod) *container {
 	if member.sandbox == "" {
 		return nil
@@ -159,12 +165,17 @@ func (w *Worker) podHostLocked(member pod) *container {
 	if first, ok := w.containers[bus.ContainerKey(member.root, member.sandbox)]; ok {
 		return first
 	}
+	var coming *container
 	for _, c := range w.containers {
-		if podOf(c.rec.Ref, c.rec.Annotations) == member && c.sb.alive() {
+		switch {
+		case podOf(c.rec.Ref, c.rec.Annotations) != member:
+		case !closed(c.created):
+			coming = c
+		case c.sb.alive():
 			return c
 		}
 	}
-	return nil
+	return coming
 }
 
 func refuseNamespace(ns *vmv1.JoinedNamespace, why string) error {

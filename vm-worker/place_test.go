@@ -4,7 +4,9 @@
 package vmworker_test
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -124,6 +126,44 @@ func TestAContainerRunsInTheVMWhoseNamespacesItJoins(t *testing.T) {
 	_, err = h.joinNamespaces("late", nil, pinned)
 	refused(t, "the namespace of a dead container", err, bus.FailedPrecondition, "the namespace of no container that bulkhead runs")
 	for _, id := range []string{"one", "two", "ipc", "net", "pinned", "user", "netns", "first", "second", "infra"} {
+		h.delete(id, true)
+	}
+	h.expectNothing()
+}
+
+// TestContainersThatJoinAtTheSameTimeDoNotWaitForEachOther: the relay of each stands in
+// the namespace, as that of the one whose it is does.
+func TestContainersThatJoinAtTheSameTimeDoNotWaitForEachOther(t *testing.T) {
+	begun, goOn := make(chan struct{}), make(chan struct{})
+	h := newHost(t, fake.Options{AttachError: func(path string) error {
+		if strings.Contains(path, "slow") {
+			close(begun)
+			<-goOn
+		}
+		return nil
+	}})
+	h.run("one", "sleep")
+	ipc := namespaceOf(t, os.Getpid(), "ipc", "ipc")
+	slow := make(chan error, 1)
+	go func() {
+		r := startRelay(t, h.bus.RunDir)
+		ctx := operation(t)
+		req := h.request(ctx, "slow", r, h.bundle("slow", "sleep"))
+		req.Joined = []*vmv1.JoinedNamespace{ipc}
+		_, err := call[vmv1.CreateReply](ctx, h, "create", req)
+		r.commit()
+		slow <- err
+	}()
+	<-begun
+	_, err := h.joinNamespaces("quick", nil, ipc)
+	close(goOn)
+	if err := errors.Join(err, <-slow); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.list().Sandboxes; len(got) != 1 {
+		t.Errorf("the VMs are %v", got)
+	}
+	for _, id := range []string{"quick", "slow", "one"} {
 		h.delete(id, true)
 	}
 	h.expectNothing()
