@@ -44,7 +44,10 @@ func (v *vm) resize(ctx context.Context, to hypervisor.Size) error {
 			return err
 		}
 	}
-	has, err := v.setGrowth(ctx, rec.MemoryBytes-rec.BootMemoryBytes, growth)
+	if rec.Max.MemoryBytes <= rec.BootMemoryBytes {
+		return nil // there is no growth device
+	}
+	has, err := v.setGrowth(ctx, growth)
 	return errors.Join(err, v.saveSize(func(s *hypervisor.Size) { s.MemoryBytes = rec.BootMemoryBytes + has }))
 }
 
@@ -105,10 +108,12 @@ func (v *vm) addProcessors(ctx context.Context, n int) error {
 const giveBackTime = 3 * time.Second
 
 // setGrowth asks the guest to have this much of the growth device instead of what
-// it had, and returns what it has when it has followed, or will not.
-func (v *vm) setGrowth(ctx context.Context, was, growth uint64) (has uint64, err error) {
-	if growth == was {
-		return was, nil
+// it has, and returns what it has when it has followed, or will not. It asks also for what
+// the guest has: an earlier wish for less may still stand, and be fulfilled later.
+func (v *vm) setGrowth(ctx context.Context, growth uint64) (has uint64, err error) {
+	was, err := v.growth(ctx)
+	if err != nil {
+		return v.Record().MemoryBytes - v.rec.BootMemoryBytes, err
 	}
 	select { // what an earlier change told
 	case <-v.memory:
@@ -140,13 +145,22 @@ func (v *vm) askGrowth(ctx context.Context, bytes uint64) error {
 	return v.monitor.execute(ctx, "qom-set", map[string]any{"path": growthPath, "property": "requested-size", "value": bytes}, nil)
 }
 
+// growth is what the guest has of the growth device.
+func (v *vm) growth(ctx context.Context) (has uint64, err error) {
+	err = v.monitor.execute(ctx, "qom-get", map[string]any{"path": growthPath, "property": "size"}, &has)
+	return has, err
+}
+
 // awaitGrowth waits until what the guest has of the growth device, which was known
 // to be this much, pleases.
 func (v *vm) awaitGrowth(ctx context.Context, was uint64, pleases func(has uint64) bool) (has uint64, err error) {
 	for has = was; ; {
-		look := map[string]any{"path": growthPath, "property": "size"}
-		if err := v.monitor.execute(ctx, "qom-get", look, &has); err != nil || pleases(has) {
+		now, err := v.growth(ctx)
+		if err != nil {
 			return has, err
+		}
+		if has = now; pleases(has) {
+			return has, nil
 		}
 		select {
 		case <-v.memory:
