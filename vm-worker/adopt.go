@@ -63,6 +63,7 @@ func (c *container) undoHalf(ctx context.Context) {
 		if err := vm.DetachDisks(ctx, diskPrefix(c.key)); err != nil {
 			c.w.log.Warn("block devices of a half-made container not detached", "container", c.rec.Ref.Id, "error", err)
 		}
+		s.refit(ctx)
 	}
 	c.mu.Lock()
 	c.relay = findRelay(c.rec.Relay)

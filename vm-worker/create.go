@@ -190,7 +190,7 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 			}
 			return errors.Join(s.agentDelete(ctx, c.key), vm.DetachMounts(ctx, c.key), vm.DetachDisks(ctx, diskPrefix(c.key)))
 		})
-		if err := s.fit(ctx, undo); err != nil {
+		if err := s.fit(ctx); err != nil { // undone by abort, when the container has left
 			return err
 		}
 	} else if err := s.boot(ctx, p, cg.ProcsPaths(), undo); err != nil {
@@ -225,6 +225,10 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 		return err
 	}
 	w.event(ctx, "container", c.rec.Ref.Id, "created", map[string]string{"sandbox": s.id, "pid": itoa(c.rec.Relay.Pid)})
+	// What the host has mounted while the guest made the container was told to nobody.
+	if err := c.mirrorMounts(ctx); err != nil {
+		w.log.Warn("the container does not see the mounts of the host as they are", "container", c.rec.Ref.Id, "error", err)
+	}
 	return nil
 }
 
@@ -304,6 +308,8 @@ func (c *container) abort(ctx context.Context, undo *saga, err error) {
 	left := undo.rollback(ctx)
 	if c.sb.leave(c.key) { // it may be the last of a pod by now
 		left = errors.Join(left, c.sb.kill(ctx, "the creation of its last container was undone"))
+	} else if c.sb.alive() {
+		c.sb.refit(ctx)
 	}
 	c.mu.Lock()
 	c.createErr = err

@@ -107,6 +107,10 @@ func (c *container) releaseVM(ctx context.Context) error {
 	if c.rec.Channel != firstChannel || cgroup == nil || vm == nil {
 		return nil
 	}
+	if err := c.sb.lockSize(ctx); err != nil { // the size is told to the cgroup that the VM is in
+		return err
+	}
+	defer c.sb.unlockSize()
 	if _, err := cgroup.Inherit(c.sb.id, vm.Record().PID, c.sb.cgroupFile()); err != nil {
 		if !c.sb.alive() {
 			return nil

@@ -96,7 +96,9 @@ func (c *container) removeAbandoned(ctx context.Context) {
 		if c.w.forgotten(c) {
 			return // a delete was faster
 		}
-		err = c.remove(ctx)
+		if err = c.releaseVM(ctx); err == nil {
+			err = c.remove(ctx)
+		}
 	}
 	if err != nil {
 		c.w.log.Error("abandoned container not removed", "container", c.rec.Ref.Id, "error", err)
@@ -122,10 +124,7 @@ func (c *container) leaveSandbox(ctx context.Context, why string) {
 		if err := vm.DetachDisks(ctx, diskPrefix(c.key)); err != nil {
 			c.w.log.Warn("block devices not detached from the VM", "container", c.rec.Ref.Id, "error", err)
 		}
-		var undo saga // what a VM cannot give back, it keeps
-		if err := s.fit(ctx, &undo); err != nil {
-			c.w.log.Warn("vm not made smaller", "sandbox", s.id, "error", err)
-		}
+		s.refit(ctx)
 	}
 	s.router.Detach(c.rec.Channel)
 }

@@ -52,6 +52,7 @@ func TestMountsOfTheHostAreFollowedAlsoByTheNextWorker(t *testing.T) {
 		}
 	}
 	looked("before the container is there")
+	looked("when it is there, for what was mounted meanwhile,")
 	h.start("volume")
 	drain()
 	h.restart()

@@ -40,16 +40,24 @@ func (s *sandbox) size() hypervisor.Size {
 	return hypervisor.Size{VCPUs: rec.Vcpus, MemoryBytes: rec.MemoryBytes}
 }
 
-// wanted is what the VM's containers need together, when c has the limits next.
-// A nil c is nobody.
-func (s *sandbox) wanted(c *container, next *specs.LinuxResources) hypervisor.Size {
+// limitsOf tells the limits that containers have, or are about to have.
+type limitsOf func(*container) *specs.LinuxResources
+
+// with are the limits on record, but for c, which has next.
+func with(c *container, next *specs.LinuxResources) limitsOf {
+	return func(m *container) *specs.LinuxResources {
+		if m == c {
+			return next
+		}
+		return m.resources()
+	}
+}
+
+// wanted is what the VM's containers need together.
+func (s *sandbox) wanted(limits limitsOf) hypervisor.Size {
 	var demands []demand
 	for _, m := range s.memberList() {
-		r := m.resources()
-		if m == c {
-			r = next
-		}
-		demands = append(demands, demandOf(r, m.rec.Annotations))
+		demands = append(demands, demandOf(limits(m), m.rec.Annotations))
 	}
 	return sizeOf(demands, s.w.cfg)
 }
@@ -69,15 +77,14 @@ func larger(a, b hypervisor.Size) hypervisor.Size {
 }
 
 // resize changes the VM and has its guest follow. What the VM cannot give back
-// stays: its record tells what it has. The caller holds the lock of the size.
+// stays: its record tells what it has. It asks also for what the record tells:
+// a guest may give back later what it could not at once. The caller holds the lock of the size.
 func (s *sandbox) resize(ctx context.Context, to hypervisor.Size) error {
 	vm := s.living()
 	if vm == nil {
 		return errVMEnded(s.id)
 	}
-	if to == s.size() {
-		return nil
-	}
+	before := s.size()
 	ctx, cancel := context.WithTimeout(ctx, resizeTime)
 	defer cancel()
 	err := vm.Resize(ctx, to)
@@ -97,33 +104,37 @@ func (s *sandbox) resize(ctx context.Context, to hypervisor.Size) error {
 		return err
 	}
 	now := s.size()
+	if now == before {
+		return nil
+	}
 	s.w.event(ctx, "sandbox", s.id, "resized", map[string]string{"vcpus": itoa(now.VCPUs), "memory_mib": itoa(uint32(now.MemoryBytes >> 20))})
 	return nil
 }
 
-// fit gives the VM what its containers need after one has come or gone.
-func (s *sandbox) fit(ctx context.Context, undo *saga) error {
+// fit gives the VM what its containers need after one has come or gone. Its undo
+// is fit again, without the one that has come: others may have come and gone meanwhile.
+func (s *sandbox) fit(ctx context.Context) error {
 	if err := s.lockSize(ctx); err != nil {
 		return err
 	}
 	defer s.unlockSize()
-	before, after := s.size(), s.wanted(nil, nil)
-	if before == after {
-		return nil
-	}
-	undo.did("change the size of VM "+s.id, func(ctx context.Context) error {
-		if !s.alive() {
-			return nil
-		}
-		return errors.Join(s.resize(ctx, before), s.limitOwner(before))
-	})
-	if err := s.limitOwner(larger(before, after)); err != nil {
+	after := s.wanted((*container).resources)
+	if err := s.limitOwner((*container).resources, larger(s.size(), after)); err != nil {
 		return err
 	}
 	if err := s.resize(ctx, after); err != nil {
 		return err
 	}
-	return s.limitOwner(s.size())
+	return s.limitOwner((*container).resources, s.size())
+}
+
+// refit fits the VM to those that are left in it. What it cannot give back, it keeps.
+func (s *sandbox) refit(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
+	if err := s.fit(ctx); err != nil && s.alive() {
+		s.w.log.Warn("vm not made smaller", "sandbox", s.id, "error", err)
+	}
 }
 
 // owner is the container in whose host cgroup the VM is: the one it was started
@@ -141,31 +152,47 @@ func (s *sandbox) owner() *container {
 
 // limitOwner has the host cgroup that the VM is in follow its size: the owner's, or
 // the one that was made when the owner was removed before others of its pod.
-func (s *sandbox) limitOwner(vm hypervisor.Size) error {
-	if owner := s.owner(); owner != nil {
-		return owner.limitHost(owner.resources(), vm)
-	}
-	heir, err := hostcgroup.Load(s.cgroupFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+func (s *sandbox) limitOwner(limits limitsOf, vm hypervisor.Size) error {
+	heir, err := s.heir()
 	if err != nil {
 		return err
 	}
-	return heir.ResizeMemory(int64(vm.MemoryBytes)+hostcgroup.DefaultOverhead.MemoryBytes, s.cgroupFile())
+	if heir != nil {
+		return heir.Resize(int64(vm.MemoryBytes)+hostcgroup.DefaultOverhead.MemoryBytes, s.quotaOf(limits), s.cgroupFile())
+	}
+	if owner := s.owner(); owner != nil {
+		return owner.limitHost(limits, vm)
+	}
+	return nil
+}
+
+// heir is the cgroup into which the VM has moved out of its owner's, nil as long as
+// it has not.
+func (s *sandbox) heir() (*hostcgroup.Cgroup, error) {
+	heir, err := hostcgroup.Load(s.cgroupFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if vm := s.living(); vm == nil || !heir.Holds(vm.Record().PID) {
+		return nil, nil
+	}
+	return heir, nil
 }
 
 func (c *container) owns() bool { return c.rec.Channel == firstChannel }
 
 // limitHost sets the limits of the container's host cgroup, for a VM of a size.
-func (c *container) limitHost(r *specs.LinuxResources, vm hypervisor.Size) error {
+func (c *container) limitHost(limits limitsOf, vm hypervisor.Size) error {
 	cg := c.hostCgroup()
 	if cg == nil {
 		return nil // it was not found again, which was said then
 	}
-	over := c.w.overhead()
+	r, over := limits(c), c.w.overhead()
 	if c.owns() {
-		r, over = c.sb.sharedQuota(c, r), c.w.vmOverhead(r, vm)
+		r, over = c.sb.sharedQuota(c, limits), c.w.vmOverhead(r, vm)
 	}
 	return cg.Update(r, over, c.cgroupFile())
 }
@@ -182,32 +209,18 @@ func (w *Worker) vmOverhead(r *specs.LinuxResources, vm hypervisor.Size) hostcgr
 	return over
 }
 
-// sharedQuota is r with the CPU quota that all containers of the VM have together,
-// or none where one of them has none: the VM works for all of them.
-func (s *sandbox) sharedQuota(owner *container, r *specs.LinuxResources) *specs.LinuxResources {
-	if millicpus(r.CPU) == 0 {
-		return r
-	}
-	var all uint64
+// sharedQuota are the owner's limits with the CPU quota that all containers of the
+// VM have together, or none where one of them has none: the VM works for all of them.
+func (s *sandbox) sharedQuota(owner *container, limits limitsOf) *specs.LinuxResources {
+	r := limits(owner)
 	members := s.memberList()
-	for _, m := range members {
-		mine := r
-		if m != owner {
-			mine = m.resources()
-		}
-		d := demandOf(mine, m.rec.Annotations)
-		if d.millicpus == 0 && !d.idle {
-			all = 0
-			break
-		}
-		all += d.millicpus
-	}
-	if len(members) < 2 {
+	alone := len(members) == 0 || len(members) == 1 && members[0] == owner
+	if millicpus(r.CPU) == 0 || alone {
 		return r
 	}
 	shared, cpu := *r, *r.CPU
 	cpu.Quota = new(int64(-1))
-	if all > 0 {
+	if all := s.quotaOf(limits); all > 0 {
 		period := value(cpu.Period)
 		if period == 0 {
 			period = defaultCPUPeriod
@@ -216,4 +229,18 @@ func (s *sandbox) sharedQuota(owner *container, r *specs.LinuxResources) *specs.
 	}
 	shared.CPU = &cpu
 	return &shared
+}
+
+// quotaOf is the CPU quota that the VM's containers have together, in thousandths
+// of a CPU; 0 where one of them has none.
+func (s *sandbox) quotaOf(limits limitsOf) uint64 {
+	var all uint64
+	for _, m := range s.memberList() {
+		d := demandOf(limits(m), m.rec.Annotations)
+		if d.millicpus == 0 && !d.idle {
+			return 0
+		}
+		all += d.millicpus
+	}
+	return all
 }

@@ -6,6 +6,8 @@ package vmworker_test
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -100,6 +102,83 @@ func TestTheVMFollowsItsContainersLimits(t *testing.T) {
 	h.await("app", "exited")
 	h.delete("app", false)
 	expect("with the second container gone", 224, 1)
+	h.delete("pause", true)
+	h.expectNothing()
+}
+
+// hostQuota is the CPU quota of a container's cgroup on the host, in µs.
+func (h *host) hostQuota(id string) string {
+	h.t.Helper()
+	files, _ := filepath.Glob("/sys/fs/cgroup/cpu*" + h.cgroups + "/" + id + "/cpu.cfs_quota_us")
+	if len(files) == 0 {
+		files = []string{"/sys/fs/cgroup" + h.cgroups + "/" + id + "/cpu.max"}
+	}
+	text, err := os.ReadFile(files[0])
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return strings.Fields(string(text))[0]
+}
+
+// TestAVMMayUseTheCPUTimeOfAllItsContainers: it runs in the cgroup of the first.
+func TestAVMMayUseTheCPUTimeOfAllItsContainers(t *testing.T) {
+	h := newHost(t, fake.Options{})
+	first := h.createAs("pause", sized(h.bundle("pause", "sleep"), 64*mib, 100_000))
+	h.start("pause")
+	app := h.createAs("app", inPod(sized(h.bundle("app", "sleep"), 32*mib, 50_000), "pause"))
+	h.start("app")
+	expect := func(what, want string) {
+		t.Helper()
+		if got := h.hostQuota("pause"); got != want {
+			t.Errorf("%s the VM may use %s µs in each period, want %s", what, got, want)
+		}
+	}
+	expect("with two containers", "150000")
+	if err := h.update("app", `{"cpu":{"quota":200000}}`); err != nil {
+		t.Fatal(err)
+	}
+	expect("when the second may use more", "300000")
+	h.kill("pause", 9)
+	first.expectCode(137)
+	h.await("pause", "exited")
+	if err := h.update("app", `{"cpu":{"quota":250000}}`); err != nil {
+		t.Fatal(err)
+	}
+	expect("when the first has ended", "250000")
+	h.delete("pause", false)
+	if err := h.update("app", `{"cpu":{"quota":120000}}`); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.hostQuota("bulkhead-" + h.state("app").Sandbox); got != "120000" {
+		t.Errorf("when the first is deleted the VM may use %s µs in each period", got)
+	}
+	h.kill("app", 9)
+	app.expectCode(137)
+	h.await("app", "exited")
+	h.delete("app", false)
+	h.expectNothing()
+}
+
+// TestAFailedMemberLeavesTheSizeThatOthersNeed: what was changed while it was being made stays.
+func TestAFailedMemberLeavesTheSizeThatOthersNeed(t *testing.T) {
+	var meanwhile func() error
+	h := newHost(t, fake.Options{AttachError: func(path string) error {
+		if strings.Contains(path, "bad") {
+			return errors.Join(errors.New("broken for the test"), meanwhile())
+		}
+		return nil
+	}})
+	meanwhile = func() error { return h.update("pause", `{"memory":{"limit":134217728}}`) }
+	h.createAs("pause", sized(h.bundle("pause", "sleep"), 64*mib, 100_000))
+	r := startRelay(t, h.bus.RunDir)
+	ctx := operation(t)
+	_, err := call[vmv1.CreateReply](ctx, h, "create", h.request(ctx, "bad", r, inPod(sized(h.bundle("bad", "sleep"), 32*mib, 100_000), "pause")))
+	if err == nil || !strings.Contains(err.Error(), "broken for the test") {
+		t.Errorf("a member whose mount fails: %v", err)
+	}
+	if got := h.list().Sandboxes; len(got) != 1 || got[0].MemoryBytes != 224*mib || got[0].Vcpus != 1 {
+		t.Errorf("the VMs are %v, want one of 224 MiB and a processor", got)
+	}
 	h.delete("pause", true)
 	h.expectNothing()
 }

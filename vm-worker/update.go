@@ -67,16 +67,16 @@ func (w *Worker) updateNow(ctx context.Context, req *vmv1.UpdateRequest) (*vmv1.
 // caller holds the lock of the VM's size.
 func (c *container) setLimits(ctx context.Context, old, next *specs.LinuxResources, undo *saga) error {
 	s := c.sb
-	before, after := s.size(), s.wanted(c, next)
+	before, after := s.size(), s.wanted(with(c, next))
 	most := larger(before, after)
 	host := func(r *specs.LinuxResources, vm hypervisor.Size) error {
-		if err := c.limitHost(r, vm); err != nil {
+		if err := c.limitHost(with(c, r), vm); err != nil {
 			return err
 		}
 		if c.owns() {
 			return nil
 		}
-		return s.limitOwner(vm)
+		return s.limitOwner(with(c, r), vm)
 	}
 	undo.did("limit the host cgroup", func(context.Context) error { return host(explicit(old, next), before) })
 	if err := host(wider(old, next), most); err != nil {
@@ -90,8 +90,10 @@ func (c *container) setLimits(ctx context.Context, old, next *specs.LinuxResourc
 	if err := c.limitGuest(ctx, next); err != nil {
 		return err
 	}
-	if err := s.resize(ctx, after); err != nil {
-		return err
+	if after != most {
+		if err := s.resize(ctx, after); err != nil {
+			return err
+		}
 	}
 	if err := host(next, s.size()); err != nil {
 		return err

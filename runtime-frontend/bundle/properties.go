@@ -35,7 +35,6 @@ func refusedIf(asks func(reflect.Value) bool, reason string) verdict {
 
 // The reasons that several properties share.
 const (
-	noUserNamespace = "id-mapped mounts are not supported yet: in user namespaces, too, files have the owners that they have on the host"
 	noOtherPlatform = "it belongs to another platform than Linux"
 	noAppArmor      = "the virtual machine's kernel has no AppArmor: the machine is the confinement, and SELinux labels confine within it"
 )

@@ -110,7 +110,7 @@ func (c *Cgroup) Inherit(name string, pid int, stateFile string) (*Cgroup, error
 	if c.manager == nil {
 		return nil, nil
 	}
-	if heir, err := Load(stateFile); err == nil && heir.holds(pid) { // systemd makes no scope twice
+	if heir, err := Load(stateFile); err == nil && heir.Holds(pid) { // systemd makes no scope twice
 		return heir, heir.ApplyQuota()
 	}
 	config := *c.state.Config
@@ -249,8 +249,8 @@ func (c *Cgroup) Enter(pid int) error {
 	return nil
 }
 
-// holds tells whether the process is in the cgroup, in every hierarchy.
-func (c *Cgroup) holds(pid int) bool {
+// Holds tells whether the process is in the cgroup, in every hierarchy.
+func (c *Cgroup) Holds(pid int) bool {
 	files := c.ProcsPaths()
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -297,25 +297,36 @@ func (c *Cgroup) Update(r *specs.LinuxResources, over Overhead, stateFile string
 	return c.save(stateFile)
 }
 
-// ResizeMemory moves the memory limit, if there is one, and writes it to
-// stateFile. What may be swapped stays what it was.
-func (c *Cgroup) ResizeMemory(bytes int64, stateFile string) error {
-	was := c.state.Config.Resources
-	if c.manager == nil || was.Memory <= 0 {
+// Resize moves the limits of memory and of CPU time, where there are any, and writes
+// them to stateFile: to so many bytes, and to so many thousandths of a CPU, of which 0
+// is all. What may be swapped stays what it was.
+func (c *Cgroup) Resize(bytes int64, millicpus uint64, stateFile string) error {
+	if c.manager == nil {
 		return nil
 	}
-	next := *was
-	next.Memory = bytes
-	if was.MemorySwap > 0 {
-		next.MemorySwap = bytes + was.MemorySwap - was.Memory
+	config, limits, quota := *c.state.Config, *c.state.Config.Resources, c.state.Quota
+	if limits.Memory > 0 {
+		if limits.MemorySwap > 0 {
+			limits.MemorySwap += bytes - limits.Memory
+		}
+		limits.Memory = bytes
 	}
-	config := *c.state.Config
-	config.Resources = &next
-	resized := state{Config: &config, Quota: c.state.Quota}
+	if quota.Quota != 0 {
+		quota.Quota = -1
+		if millicpus > 0 {
+			period := quota.Period
+			if period == 0 {
+				period = defaultPeriod
+			}
+			quota.Quota = int64(millicpus * period / 1000)
+		}
+	}
+	config.Resources = &limits
+	resized := state{Config: &config, Quota: quota}
 	if err := c.manager.Set(resized.withQuota()); err != nil {
-		return fmt.Errorf("changing the memory limit of a VM on the host: %w", plain(err))
+		return fmt.Errorf("changing the limits of a VM on the host: %w", plain(err))
 	}
-	c.state.Config = &config
+	c.state.Config, c.state.Quota = resized.Config, resized.Quota
 	return c.save(stateFile)
 }
 

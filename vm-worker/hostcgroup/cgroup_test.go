@@ -213,14 +213,18 @@ func TestUpdateChangesWhatItTellsAndTakesLimitsAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	expect(unlimited, "max", noQuota)
-	if err := again.ResizeMemory(64<<20, file); err != nil { // there is no limit to move
+	if err := again.Resize(64<<20, 500, file); err != nil { // there is no limit of memory to move
+		t.Fatal(err)
+	}
+	expect(unlimited, "max", "50000")
+	if err := again.Resize(64<<20, 0, file); err != nil {
 		t.Fatal(err)
 	}
 	expect(unlimited, "max", noQuota)
 	if err := again.Update(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(8 << 20))}}, over, file); err != nil {
 		t.Fatal(err)
 	}
-	if err := again.ResizeMemory(64<<20, file); err != nil {
+	if err := again.Resize(64<<20, 0, file); err != nil {
 		t.Fatal(err)
 	}
 	expect(strconv.Itoa(64<<20), "max", noQuota)

@@ -19,6 +19,9 @@ type quota struct {
 	Max    string  `json:"max,omitempty"`    // cpu.max among unified resources
 }
 
+// defaultPeriod is the kernel's, in µs (Documentation/scheduler/sched-bwc.rst).
+const defaultPeriod = 100_000
+
 func quotaOf(r *specs.LinuxResources) quota {
 	var q quota
 	if r == nil {
