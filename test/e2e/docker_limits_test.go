@@ -57,6 +57,11 @@ func TestUpdateReachesTheRunningContainer(t *testing.T) {
 	if r := d.try("exec", name, "dd", "if=/dev/zero", "of=/dev/null", "bs=300M", "count=1"); r.Code != 0 {
 		t.Errorf("a program that takes 300 of 384 MiB ended with %d: %s", r.Code, r.Stderr)
 	}
+	// The VM around the container may add its part.
+	_, told, _ := strings.Cut(d.do("stats", "--no-stream", "--format", "{{.MemUsage}}", name), " / ")
+	if got := bytesOf(t, told); got < 383<<20 || got > 3*384<<20 {
+		t.Errorf("after an update to 384 MiB, docker stats tells of a limit of %s", told)
+	}
 	d.do("update", "-m", "256m", "--memory-swap", "256m", "--cpus", "1", "--pids-limit", "-1", name)
 	expect(t, "the limits after a second update", inside(limits), "268435456\nmax\n100000")
 	if !reference() {
