@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math"
 	"runtime"
 	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -189,7 +191,47 @@ func explicit(target, from *specs.LinuxResources) *specs.LinuxResources {
 	if f := from.Pids; f != nil && value(f.Limit) != 0 && (r.Pids == nil || value(r.Pids.Limit) == 0) {
 		r.Pids = &specs.LinuxPids{Limit: new(int64(-1))}
 	}
+	r.HugepageLimits = slices.Clone(target.HugepageLimits)
+	for _, l := range from.HugepageLimits {
+		if !slices.ContainsFunc(r.HugepageLimits, func(o specs.LinuxHugepageLimit) bool { return o.Pagesize == l.Pagesize }) {
+			r.HugepageLimits = append(r.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: l.Pagesize, Limit: math.MaxUint64})
+		}
+	}
+	r.Unified = maps.Clone(target.Unified)
+	for name := range from.Unified {
+		none := unlimited(name, target)
+		if _, has := target.Unified[name]; has || none == "" {
+			continue
+		}
+		if r.Unified == nil {
+			r.Unified = map[string]string{}
+		}
+		r.Unified[name] = none
+	}
 	return &r
+}
+
+// unlimited is what a setting of cgroup v2 is without a limit. It is empty for one
+// that a property of r sets as well, since unified settings are written after those, and for the host's own.
+func unlimited(name string, r *specs.LinuxResources) string {
+	memory, cpu := value(r.Memory), value(r.CPU)
+	byProperty := map[string]bool{
+		"memory.max": value(memory.Limit) != 0, "memory.low": value(memory.Reservation) != 0, "memory.swap.max": value(memory.Swap) != 0,
+		"cpu.max": value(cpu.Quota) != 0 || value(cpu.Period) != 0, "cpu.max.burst": cpu.Burst != nil,
+		"cpu.weight": value(cpu.Shares) != 0, "cpu.weight.nice": value(cpu.Shares) != 0, "cpu.idle": cpu.Idle != nil,
+		"pids.max": r.Pids != nil && value(r.Pids.Limit) != 0,
+	}
+	controller, setting, _ := strings.Cut(name, ".")
+	switch {
+	case byProperty[name] || !slices.Contains([]string{"cpu", "hugetlb", "memory", "pids"}, controller):
+		return ""
+	case name == "cpu.weight":
+		return "100"
+	case setting == "max" || setting == "high" || strings.HasSuffix(setting, ".max") || strings.HasSuffix(setting, ".high"):
+		return "max"
+	default: // low, min, oom.group, idle, weight.nice, max.burst
+		return "0"
+	}
 }
 
 // defaultCPUShares is the weight of a cgroup that asks for none, of 2 to 262144.

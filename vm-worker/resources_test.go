@@ -61,6 +61,12 @@ func TestTakingALimitBackSaysSo(t *testing.T) {
 	for _, c := range []struct{ target, from, want string }{
 		{`{}`, `{"memory":{"limit":5,"swap":5},"cpu":{"shares":2,"quota":3,"period":4,"burst":5,"idle":1},"pids":{"limit":6}}`, `{"memory":{"limit":-1,"swap":-1},"cpu":{"shares":1024,"quota":-1,"burst":0,"period":100000,"idle":0},"pids":{"limit":-1}}`},
 		{`{"memory":{"limit":4},"pids":{"limit":2}}`, `{"memory":{"limit":5},"pids":{"limit":6}}`, `{"memory":{"limit":4},"pids":{"limit":2}}`},
+		{
+			`{"unified":{"memory.low":"1"}}`, `{"unified":{"memory.low":"2","memory.high":"3","cpu.max":"4 5","cpu.weight":"6","memory.oom.group":"1","io.max":"8:0 rbps=7"}}`,
+			`{"unified":{"cpu.max":"max","cpu.weight":"100","memory.high":"max","memory.low":"1","memory.oom.group":"0"}}`,
+		},
+		{`{"memory":{"limit":4},"pids":{"limit":2}}`, `{"memory":{"limit":4},"pids":{"limit":2},"unified":{"memory.max":"3","pids.max":"1"}}`, `{"memory":{"limit":4},"pids":{"limit":2}}`},
+		{`{}`, `{"hugepageLimits":[{"pageSize":"2MB","limit":8}]}`, `{"hugepageLimits":[{"pageSize":"2MB","limit":18446744073709551615}]}`},
 	} {
 		target, err := parseResources(c.target)
 		if err != nil {

@@ -128,7 +128,10 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 	if err == nil {
 		if err = errors.Join(holdErr, c.weighDisks(t.weights)); err != nil {
 			_ = c.cgroup.kill()
-			<-p.done // its exit is collected before what it left is removed
+			select { // its exit is collected before what it left is removed
+			case <-p.done:
+			case <-ctx.Done(): // on a share that hangs, nobody knows when
+			}
 		}
 	}
 	if err != nil {

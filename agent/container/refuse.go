@@ -146,6 +146,12 @@ func refuseResources(r *specs.LinuxResources) error {
 // refuseSettings refuses what this kernel's cgroups lack before libcontainer meets
 // a missing file, which in its words reads as a missing program. example is a cgroup with every controller.
 func refuseSettings(r *specs.LinuxResources, example string) error {
+	for name := range r.Unified {
+		// The kernel's own files are no limits: a cgroup frozen by one would stop the agent at the next exec (freezer.go).
+		if controller, setting, _ := strings.Cut(name, "."); controller == "" || controller == "cgroup" || setting == "" || strings.Contains(name, "/") {
+			return fmt.Errorf("%w: linux.resources.unified: %q is not a CONTROLLER.SETTING", ErrInvalid, name)
+		}
+	}
 	if _, err := os.Stat(example); err != nil {
 		return nil // not in a guest
 	}
@@ -159,7 +165,7 @@ func refuseSettings(r *specs.LinuxResources, example string) error {
 		}
 	}
 	for name := range r.Unified {
-		if strings.Contains(name, "/") || lacks(name) {
+		if lacks(name) {
 			return fmt.Errorf("%w: linux.resources.unified: the guest's cgroups have no %q", ErrInvalid, name)
 		}
 	}
