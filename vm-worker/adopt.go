@@ -52,18 +52,8 @@ func (c *container) undoHalf(ctx context.Context) {
 			c.w.log.Error("vm not ended", "sandbox", s.id, "error", err)
 		}
 		s.endLinks()
-	} else if vm := s.living(); vm != nil {
-		// Not behind the back of a new container with the same name.
-		if err := s.agentDelete(ctx, c.key); err != nil {
-			c.w.log.Warn("half-made container not removed from the guest", "container", c.rec.Ref.Id, "error", err)
-		}
-		if err := vm.DetachMounts(ctx, c.key); err != nil {
-			c.w.log.Warn("mounts of a half-made container not detached", "container", c.rec.Ref.Id, "error", err)
-		}
-		if err := vm.DetachDisks(ctx, diskPrefix(c.key)); err != nil {
-			c.w.log.Warn("block devices of a half-made container not detached", "container", c.rec.Ref.Id, "error", err)
-		}
-		s.refit(ctx)
+	} else {
+		c.clearVM(ctx) // not behind the back of a new container with the same name
 	}
 	c.mu.Lock()
 	c.relay = findRelay(c.rec.Relay)
@@ -77,7 +67,7 @@ func (c *container) undoHalf(ctx context.Context) {
 // resume takes up the watch over a recorded container and its execs.
 func (c *container) resume() {
 	if !live(c.status()) {
-		close(c.ended)
+		c.w.tasks.Go(c.endAgain)
 		return
 	}
 	relay := findRelay(c.rec.Relay)
@@ -90,6 +80,20 @@ func (c *container) resume() {
 	}
 	c.w.tasks.Go(func() { c.watchInit(relay) })
 	c.w.tasks.Go(func() { c.reattach(relay, c.rec.Channel, c.rec.Relay.Socket) })
+}
+
+// endAgain does for a container that has ended what a worker that died after it wrote
+// that down may not have done.
+func (c *container) endAgain() {
+	defer close(c.ended)
+	c.sb.mu.Lock()
+	shared := len(c.sb.members) > 0 // else the VM ends, or has
+	c.sb.mu.Unlock()
+	if shared {
+		ctx, cancel := context.WithTimeout(context.Background(), endTime)
+		defer cancel()
+		c.clearVM(ctx)
+	}
 }
 
 // resumeExec takes up the watch over a recorded exec; one that ended unseen is

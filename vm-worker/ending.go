@@ -114,19 +114,29 @@ func (c *container) leaveSandbox(ctx context.Context, why string) {
 			c.w.log.Error("vm not ended", "sandbox", s.id, "error", err)
 		}
 		s.endLinks()
-	} else if vm := s.living(); vm != nil {
-		if err := s.agentDelete(ctx, c.key); err != nil {
-			c.w.log.Warn("container not removed from the guest", "container", c.rec.Ref.Id, "error", err)
-		}
-		if err := vm.DetachMounts(ctx, c.key); err != nil {
-			c.w.log.Warn("mounts not detached from the VM", "container", c.rec.Ref.Id, "error", err)
-		}
-		if err := vm.DetachDisks(ctx, diskPrefix(c.key)); err != nil {
-			c.w.log.Warn("block devices not detached from the VM", "container", c.rec.Ref.Id, "error", err)
-		}
-		s.refit(ctx)
+	} else {
+		c.clearVM(ctx)
 	}
 	s.router.Detach(c.rec.Channel)
+}
+
+// clearVM takes out of a VM in which others live what the container had of it. Doing
+// it again is harmless.
+func (c *container) clearVM(ctx context.Context) {
+	vm := c.sb.living()
+	if vm == nil {
+		return
+	}
+	if err := c.sb.agentDelete(ctx, c.key); err != nil {
+		c.w.log.Warn("container not removed from the guest", "container", c.rec.Ref.Id, "error", err)
+	}
+	if err := vm.DetachMounts(ctx, c.key); err != nil {
+		c.w.log.Warn("mounts not detached from the VM", "container", c.rec.Ref.Id, "error", err)
+	}
+	if err := vm.DetachDisks(ctx, diskPrefix(c.key)); err != nil {
+		c.w.log.Warn("block devices not detached from the VM", "container", c.rec.Ref.Id, "error", err)
+	}
+	c.sb.refit(ctx)
 }
 
 // remove takes away all that is left of a stopped container: cgroup, records,

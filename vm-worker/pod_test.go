@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protojson"
 
 	"bulkhead/bus"
 	"bulkhead/bus/config"
@@ -146,6 +149,40 @@ func TestDisksBelongToTheirContainer(t *testing.T) {
 	if len(disks()) != 0 {
 		t.Errorf("after the member's end the VM's disks are %v", disks())
 	}
+	h.delete("pause", true)
+	h.expectNothing()
+}
+
+// TestAnEndThatAWorkerHasOnlyWrittenDownIsFinishedByTheNext: what the container had of a VM
+// in which others live would stay, and be in the way of the next one of its name.
+func TestAnEndThatAWorkerHasOnlyWrittenDownIsFinishedByTheNext(t *testing.T) {
+	h := newHost(t, fake.Options{})
+	h.run("pause", "sleep")
+	app, err := h.joinWith([]*vmv1.HandedDevice{{Major: 7}}, "app", "pause", "sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.start("app")
+	rec := h.state("app")
+	h.stop()
+	_ = unix.Kill(app.process.PID, unix.SIGKILL)
+	rec.Status, rec.Exit = stopped, &vmv1.Exit{Code: 137}
+	text, err := protojson.Marshal(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(h.bus.RunDir, "vm", rec.Sandbox, "container-"+rec.Key+".json"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.serve()
+	h.delete("app", false)
+	if left := h.driver.Driver.(*fake.Driver).Disks(rec.Sandbox); len(left) != 0 {
+		t.Errorf("the VM still has the disks %v", left)
+	}
+	if _, err := h.joinWith([]*vmv1.HandedDevice{{Major: 7}}, "app", "pause", "sleep"); err != nil {
+		t.Errorf("another container of that name: %v", err)
+	}
+	h.delete("app", true)
 	h.delete("pause", true)
 	h.expectNothing()
 }

@@ -76,8 +76,8 @@ func TestARunningVMGrowsAndGivesMemoryBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	var asked uint64
-	if err := v.(*vm).monitor.execute(ctx, "qom-get", map[string]any{"path": growthPath, "property": "requested-size"}, &asked); err != nil || asked != kept-160*mib {
-		t.Errorf("the guest is asked to have %d MiB instead of the %d that it kept: %v", asked/mib, kept/mib-160, err)
+	if err := v.(*vm).monitor.execute(ctx, "qom-get", map[string]any{"path": growthPath, "property": "requested-size"}, &asked); err != nil || asked != blocks(kept-160*mib) {
+		t.Errorf("the guest is asked to have %d MiB, and kept %d: %v", asked/mib, kept/mib-160, err)
 	}
 	for _, size := range []hypervisor.Size{{VCPUs: 4, MemoryBytes: 160 * mib}, {VCPUs: 1, MemoryBytes: 9 << 30}} {
 		if err := v.Resize(ctx, size); !errors.Is(err, hypervisor.ErrNoRoom) {
