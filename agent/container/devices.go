@@ -27,6 +27,9 @@ func guestDevices(l *specs.Linux, root string, given disks) ([]specs.LinuxDevice
 	var out []specs.LinuxDevice
 	all := allDevices(l.Resources)
 	for _, d := range l.Devices {
+		if d.Type == "p" {
+			d.Major, d.Minor = 0, 0 // a FIFO has none, and libcontainer looks for what is written
+		}
 		if disk, ok := given.find(d.Major, d.Minor); ok && d.Type == "b" {
 			d.Major, d.Minor = disk.major, disk.minor
 			out = append(out, d)

@@ -174,3 +174,12 @@ func TestWhatAPrivilegedContainerLooksLike(t *testing.T) {
 		t.Error("a container without limits is not privileged")
 	}
 }
+
+func TestAFIFOHasNoNumbers(t *testing.T) {
+	t.Parallel()
+	l := &specs.Linux{Devices: []specs.LinuxDevice{{Path: "/dev/fifo", Type: "p", Major: 8, Minor: 666}}}
+	got, err := guestDevices(l, t.TempDir(), disks{})
+	if err != nil || len(got) != 1 || got[0].Major != 0 || got[0].Minor != 0 {
+		t.Errorf("the devices are %+v, %v", got, err)
+	}
+}

@@ -39,7 +39,7 @@ func linuxProperties() inside {
 			l.Devices = []specs.LinuxDevice{
 				{Path: "/dev/conform", Type: "c", Major: 1, Minor: 3, FileMode: &mode, UID: &uid, GID: &gid},
 				{Path: "/dev/deep/conform", Type: "u", Major: 1, Minor: 5},
-				{Path: "/dev/fifo", Type: "p", FileMode: &mode},
+				{Path: "/dev/fifo", Type: "p", Major: 8, Minor: 666, FileMode: &mode}, // the numbers mean nothing
 			}
 			l.Sysctl = map[string]string{"net.ipv4.ip_forward": "1", "kernel.msgmax": "12345", "fs.mqueue.msg_max": "42"}
 			l.MaskedPaths = []string{"/proc/timer_list", "/masked", "/masked-file", "/no/such/path"}
