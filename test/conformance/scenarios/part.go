@@ -9,7 +9,7 @@ import "bulkhead/test/conformance"
 func Part(crictl string) conformance.Part {
 	return conformance.Part{
 		Name: "scenarios",
-		About: "What people do with engines: Docker, containerd's `ctr`, Podman (with conmon) and CRI (containerd with `crictl`), all from Debian's packages. " +
+		About: "What people do with engines: Docker, containerd's `ctr`, Podman (with conmon) and CRI (containerd with `crictl`). The engines are those of Debian's packages. " +
 			"Each scenario is run for both runtimes and held to the same output, exit code and record; each command has a deadline; " +
 			"after the last one of a group, the host is searched for what is left.",
 		Groups: []conformance.Group{
