@@ -25,6 +25,7 @@ var contents = []check{
 	{"write-through-mapping", writeThroughMapping},
 	{"write-beside-mapping", writeBesideMapping},
 	{"mapping-made-writable", mappingMadeWritable},
+	{"mapping-of-a-replaced-file", mappingOfAReplacedFile},
 	{"mapping-past-truncation", mappingPastTruncation},
 	{"program-runs", programRuns},
 	{"direct-io", directIO},
@@ -59,6 +60,37 @@ func holds(path, want string) error {
 		return fmt.Errorf("the file holds %.40q (%d bytes), not %.40q (%d bytes)", got, len(got), want, len(want))
 	}
 	return nil
+}
+
+// mappingOfAReplacedFile: what a program changes in a file that another one has
+// replaced meanwhile must not turn up in the new file.
+func mappingOfAReplacedFile(dir string) error {
+	f, err := create(dir, "f", "old")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return err
+	}
+	replacement, err := create(dir, "f", "new")
+	if err != nil {
+		return err
+	}
+	defer replacement.Close()
+	m, err := unix.Mmap(int(f.Fd()), 0, page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	copy(m, "OLD")
+	if err := errors.Join(unix.Msync(m, unix.MS_SYNC), unix.Munmap(m)); err != nil {
+		return err
+	}
+	got := make([]byte, 3)
+	if _, err := f.ReadAt(got, 0); err != nil || string(got) != "OLD" {
+		return found(err, "the replaced file holds %q", got)
+	}
+	return holds(replacement.Name(), "new")
 }
 
 // sharedMapping is how most databases write.
