@@ -80,7 +80,7 @@ var contract = []struct {
 	{"one error, on stderr and in --log", "TestLogLineIsWhatGoRuncParses TestOCIErrorsAreLoggedAsJSON"},
 	{"--log is appended to, and may be impossible", "TestLogIsAppendedTo TestLogInAMissingDirectoryIsIgnored"},
 	{"the words that engines match", "TestUnknownContainers TestRefusalsAreInTheWordsThatEnginesMatch"},
-	{"our failures never read like the program's", "TestOwnFailuresNeverReadLikeTheContainers TestNamelessTextsNeverLookLikeAMissingProgram TestWordsOfServicesPass"},
+	{"our failures never read like the program's", "TestOwnFailuresNeverReadLikeTheContainers TestNamelessTextsNeverLookLikeAMissingProgram TestWordsOfGuestsPass"},
 	{"an absent daemon or part is told in a sentence", "TestAbsentDaemonIsTold TestAMissingRelayIsNamed TestAMissingPartIsNamed TestWithoutADaemonTheUserLearnsHowToStartIt"},
 
 	// Hooks and network.

@@ -102,7 +102,7 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 			prepare: func(_ *testing.T, h *host, _ string) {
 				h.onCreate = func(*vmv1.CreateRequest) error {
 					h.records = map[string]*vmv1.Container{}
-					return bus.Errorf(bus.Internal, `exec: "nosuch": executable file not found in $PATH`)
+					return bus.Errorf(bus.Internal, `exec: "nosuch": executable file not found in $PATH`).With("from", "guest")
 				}
 			},
 			want: `exec: "nosuch": executable file not found in $PATH`,

@@ -280,7 +280,7 @@ func TestFailedExecLeavesNothing(t *testing.T) {
 	h := newHost(t)
 	h.created("c1", nil)
 	h.onExec = func(*vmv1.ExecRequest) error {
-		return bus.Errorf(bus.Internal, `unable to start container process: exec: "nosuch": executable file not found in $PATH`)
+		return bus.Errorf(bus.Internal, `unable to start container process: exec: "nosuch": executable file not found in $PATH`).With("from", "guest")
 	}
 	pidFile := filepath.Join(t.TempDir(), "pid")
 	h.run("exec", "-d", "--pid-file", pidFile, "c1", "nosuch").fails(t, 255, `exec failed: unable to start container process: exec: "nosuch": executable file not found in $PATH`)

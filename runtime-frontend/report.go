@@ -112,19 +112,14 @@ var misread = strings.NewReplacer(
 	"no such process", "process gone",
 )
 
-// errorText is the sentence for an error: as it is when a service answered
-// with it, else free of words that engines take for the container's own failure.
+// errorText is the sentence for an error: as it is when a guest has said it, else
+// free of words that engines take for the container's own failure. A service fails at
+// things of the host as this command does.
 func errorText(err error) string {
 	text := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
-	if remote(err) {
+	var e *bus.Error
+	if errors.As(err, &e) && e.Metadata["from"] == "guest" {
 		return text
 	}
 	return misread.Replace(text)
-}
-
-// remote says whether an error came over the bus. One that was made here wraps
-// its cause.
-func remote(err error) bool {
-	var e *bus.Error
-	return errors.As(err, &e) && e.Unwrap() == nil
 }

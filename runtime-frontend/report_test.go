@@ -75,6 +75,7 @@ func TestOwnFailuresNeverReadLikeTheContainers(t *testing.T) {
 	for _, err := range []error{
 		missing, notDir, errors.New("mount: permission denied"), errors.New("Operation not permitted"), errors.New("read /x: is a directory"),
 		bus.Errorf(bus.Internal, "local: %w", missing),
+		&bus.Error{Reason: bus.Internal, Message: "create vm: open /usr/lib/bulkhead/vmlinux: no such file or directory"}, // a service's
 	} {
 		text := errorText(fmt.Errorf("doing: %w", err))
 		for _, word := range []string{"no such file or directory", "permission denied", "operation not permitted", "is a directory", "not a directory", "executable file not found"} {
@@ -85,9 +86,10 @@ func TestOwnFailuresNeverReadLikeTheContainers(t *testing.T) {
 	}
 }
 
-func TestWordsOfServicesPass(t *testing.T) {
+func TestWordsOfGuestsPass(t *testing.T) {
 	const text = `exec: "x": executable file not found in $PATH`
-	if got := errorText(fmt.Errorf("exec failed: %w", &bus.Error{Reason: bus.Internal, Message: text})); got != "exec failed: "+text {
+	said := (&bus.Error{Reason: bus.Internal, Message: text}).With("from", "guest")
+	if got := errorText(fmt.Errorf("exec failed: %w", said)); got != "exec failed: "+text {
 		t.Errorf("%q", got)
 	}
 }
