@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -202,9 +203,8 @@ func (c *container) limitHost(limits limitsOf, vm hypervisor.Size) error {
 // may no more use so much.
 func (w *Worker) vmOverhead(r *specs.LinuxResources, vm hypervisor.Size) hostcgroup.Overhead {
 	over := w.overhead()
-	if r != nil && r.Memory != nil && value(r.Memory.Limit) > 0 {
-		limit := min(uint64(*r.Memory.Limit), vm.MemoryBytes)
-		over.MemoryBytes = hostcgroup.DefaultOverhead.MemoryBytes + int64(vm.MemoryBytes-limit)
+	if limit := demandOf(r, nil).memory; limit > 0 {
+		over.MemoryBytes = hostcgroup.DefaultOverhead.MemoryBytes + int64(vm.MemoryBytes-min(limit, vm.MemoryBytes))
 	}
 	return over
 }
@@ -215,10 +215,12 @@ func (s *sandbox) sharedQuota(owner *container, limits limitsOf) *specs.LinuxRes
 	r := limits(owner)
 	members := s.memberList()
 	alone := len(members) == 0 || len(members) == 1 && members[0] == owner
-	if millicpus(r.CPU) == 0 || alone {
+	if demandOf(r, nil).millicpus == 0 || alone {
 		return r
 	}
-	shared, cpu := *r, *r.CPU
+	shared, cpu := *r, value(r.CPU)
+	shared.Unified = maps.Clone(r.Unified)
+	delete(shared.Unified, "cpu.max") // the same in other words
 	cpu.Quota = new(int64(-1))
 	if all := s.quotaOf(limits); all > 0 {
 		period := value(cpu.Period)

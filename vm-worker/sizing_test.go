@@ -159,6 +159,20 @@ func TestAVMMayUseTheCPUTimeOfAllItsContainers(t *testing.T) {
 	h.expectNothing()
 }
 
+func TestLimitsInTheWordsOfCgroupV2BoundTheirContainerAlone(t *testing.T) {
+	h := newHost(t, fake.Options{})
+	spec := h.bundle("pause", "sleep")
+	spec.Linux.Resources = &specs.LinuxResources{Unified: map[string]string{"cpu.max": "100000 100000", "memory.max": "67108864"}}
+	h.createAs("pause", spec)
+	h.createAs("app", inPod(sized(h.bundle("app", "sleep"), 32*mib, 50_000), "pause"))
+	if got := h.hostQuota("pause"); got != "150000" {
+		t.Errorf("the VM may use %s µs in each period", got)
+	}
+	h.delete("app", true)
+	h.delete("pause", true)
+	h.expectNothing()
+}
+
 // TestAFailedMemberLeavesTheSizeThatOthersNeed: what was changed while it was being made stays.
 func TestAFailedMemberLeavesTheSizeThatOthersNeed(t *testing.T) {
 	var meanwhile func() error
