@@ -90,9 +90,7 @@ func (c *container) endAgain() {
 	shared := len(c.sb.members) > 0 // else the VM ends, or has
 	c.sb.mu.Unlock()
 	if shared {
-		ctx, cancel := context.WithTimeout(context.Background(), endTime)
-		defer cancel()
-		c.clearVM(ctx)
+		c.clearVM(context.Background())
 	}
 }
 

@@ -121,8 +121,10 @@ func (c *container) leaveSandbox(ctx context.Context, why string) {
 }
 
 // clearVM takes out of a VM in which others live what the container had of it. Doing
-// it again is harmless.
+// it again is harmless. A guest that gives nothing back holds up nobody for long.
 func (c *container) clearVM(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, endTime)
+	defer cancel()
 	vm := c.sb.living()
 	if vm == nil {
 		return
