@@ -84,6 +84,18 @@ func TestARunningVMGrowsAndGivesMemoryBack(t *testing.T) {
 			t.Errorf("more than there is room for: %v", err)
 		}
 	}
+	rec := v.Record()
+	has := rec.MemoryBytes
+	rec.MemoryBytes = 160 * mib // as a worker leaves it that dies before it has written down more
+	v.Release()
+	next, err := New(Options{}).Adopt(ctx, rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { killVM(t, next) })
+	if got := next.Record().MemoryBytes; got != has || has == 160*mib {
+		t.Errorf("adopted, the VM is said to have %d MiB, and has %d", got/mib, has/mib)
+	}
 }
 
 func TestAQEMUThatCannotStartIsToldAtOnce(t *testing.T) {

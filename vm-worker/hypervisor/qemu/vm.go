@@ -78,6 +78,13 @@ func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.Fil
 		if err := v.monitor.execute(ctx, "cont", nil, nil); err != nil {
 			return nil, err
 		}
+	} else if rec.Max.MemoryBytes > rec.BootMemoryBytes {
+		// A worker may have died between a change and its record, and a guest gives memory back in its own time.
+		has, err := v.growth(ctx)
+		if err != nil {
+			return nil, err
+		}
+		v.size.MemoryBytes = rec.BootMemoryBytes + has
 	}
 	go v.watch()
 	return v, nil
