@@ -90,7 +90,11 @@ func (s *sandbox) resize(ctx context.Context, to hypervisor.Size) error {
 	defer cancel()
 	err := vm.Resize(ctx, to)
 	if errors.Is(err, hypervisor.ErrNoRoom) {
-		return bus.Errorf(bus.ResourceExhausted, "%w: create the container again with these limits", err)
+		then := "create the container again with these limits"
+		if len(s.memberList()) > 1 {
+			then = "give the container for which it was started higher limits, or run this one in a VM of its own"
+		}
+		return bus.Errorf(bus.ResourceExhausted, "%w: %s", err, then)
 	}
 	if err != nil {
 		return fmt.Errorf("change the size of the VM: %w", err)

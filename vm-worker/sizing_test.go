@@ -95,6 +95,11 @@ func TestTheVMFollowsItsContainersLimits(t *testing.T) {
 	}
 	app.commit()
 	expect("with a second container", 256, cpus(2))
+	late := startRelay(t, h.bus.RunDir)
+	ctx = operation(t)
+	_, err := call[vmv1.CreateReply](ctx, h, "create", h.request(ctx, "late", late, inPod(sized(h.bundle("late", "sleep"), 1<<60, 100_000), "pause")))
+	refused(t, "a container for which there is no room", err, bus.ResourceExhausted, "the container for which it was started")
+	expect("after the refusal of a third", 256, cpus(2))
 	h.restart()
 	expect("after a restart of the worker", 256, cpus(2))
 	h.kill("app", 9)
