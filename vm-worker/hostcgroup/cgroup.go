@@ -64,6 +64,7 @@ type Options struct {
 // valid: a host whose cgroup file system cannot be written, and a bundle that
 // asks for no limit.
 type Cgroup struct {
+	limits  sync.Mutex // held while limits are set, or lowered for a moment by SignalOOM; a leaf
 	state   state
 	manager cgroups.Manager // nil when disabled
 }
@@ -287,6 +288,8 @@ func (c *Cgroup) Update(r *specs.LinuxResources, over Overhead, stateFile string
 		}
 		return nil
 	}
+	c.limits.Lock()
+	defer c.limits.Unlock()
 	config := *c.state.Config
 	config.Resources = resources
 	next := state{Config: &config, Quota: quotaOf(r)}
@@ -304,6 +307,8 @@ func (c *Cgroup) Resize(bytes int64, millicpus uint64, stateFile string) error {
 	if c.manager == nil {
 		return nil
 	}
+	c.limits.Lock()
+	defer c.limits.Unlock()
 	config, limits, quota := *c.state.Config, *c.state.Config.Resources, c.state.Quota
 	if limits.Memory > 0 {
 		if limits.MemorySwap > 0 {

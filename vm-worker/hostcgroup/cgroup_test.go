@@ -459,6 +459,21 @@ func TestOOMKillInTheGuestIsSeenInTheHostCgroup(t *testing.T) {
 			if after := read(t, c, "memory", "memory.limit_in_bytes", ""); after != before {
 				t.Errorf("the limit was %s and is %s", before, after)
 			}
+			shown := make(chan error, 1)
+			go func() { shown <- c.SignalOOM(t.Context()) }()
+			for i := range int64(20) { // while it is lowered, too, a new limit is the last word
+				limits := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr((512 + i) << 20)}}
+				if err := c.Update(limits, Overhead{}, filepath.Join(t.TempDir(), "state")); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Millisecond)
+			}
+			if err := <-shown; err != nil {
+				t.Error(err)
+			}
+			if got := read(t, c, "memory", "memory.limit_in_bytes", ""); got != strconv.Itoa(531<<20) {
+				t.Errorf("the limit is %s", got)
+			}
 			for what, bystander := range map[string]*os.Process{"a small bystander": cmd.Process, "one that shares much memory": big} {
 				if err := alive(bystander.Pid); err != nil {
 					t.Errorf("%s was killed: %v", what, err)

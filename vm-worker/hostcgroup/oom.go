@@ -88,6 +88,8 @@ func (c *Cgroup) SignalOOM(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("showing an OOM kill to the engine: %w", err)
 	}
+	c.limits.Lock() // what it puts back must not be an older limit than the last
+	defer c.limits.Unlock()
 	if err := limit.kill(ctx); err != nil {
 		return fmt.Errorf("showing an OOM kill to the engine: %w", err)
 	}
