@@ -353,11 +353,16 @@ func TestOCIOwnersOfABindAreMapped(t *testing.T) {
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "old"), "")
 	shifted := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
-	spec := newSpec("sh", "-c", "stat -c %u:%g /data/old; echo > /data/new; chown 100005:100006 /data/new; stat -c %u:%g /data/new")
+	// The last lines: the owners of a file that is there twice and open by both names at once.
+	spec := newSpec("sh", "-c", "stat -c %u:%g /data/old; echo > /data/new; chown 100005:100006 /data/new; stat -c %u:%g /data/new; "+
+		"exec 3</data/old 4</plain/old; stat -c %u:%g /data/old /plain/old; stat -Lc %u:%g /proc/self/fd/3 /proc/self/fd/4")
 	spec.Mounts = append(spec.Mounts, specs.Mount{
 		Destination: "/data", Type: "bind", Source: dir, Options: []string{"rbind", "idmap"}, UIDMappings: shifted, GIDMappings: shifted,
+	}, specs.Mount{
+		Destination: "/plain", Type: "bind", Source: dir, Options: []string{"rbind"},
 	})
-	expect(t, "what the container sees", o.do("run", "--bundle", o.bundle(spec), newID("mapped")), "100000:100000\n100005:100006\n")
+	expect(t, "what the container sees", o.do("run", "--bundle", o.bundle(spec), newID("mapped")),
+		"100000:100000\n100005:100006\n"+strings.Repeat("100000:100000\n0:0\n", 2))
 	var st unix.Stat_t
 	if err := unix.Stat(filepath.Join(dir, "new"), &st); err != nil || st.Uid != 5 || st.Gid != 6 {
 		t.Errorf("on disk the file is of %d:%d, %v", st.Uid, st.Gid, err)
