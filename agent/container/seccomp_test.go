@@ -30,3 +30,30 @@ func TestFiltersHoldNoRulesForAnABITheKernelLacks(t *testing.T) {
 	}
 	trimSeccomp(nil, no)
 }
+
+func TestOldFiltersLetOneQuestionOfTheSetUpThrough(t *testing.T) {
+	t.Parallel()
+	read := specs.LinuxSyscall{Names: []string{"read"}, Action: specs.ActAllow}
+	for name, c := range map[string]struct {
+		filter specs.LinuxSeccomp
+		added  bool
+	}{
+		"a list of what is allowed": {specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{read}}, true},
+		"the same that kills":       {specs.LinuxSeccomp{DefaultAction: specs.ActKillProcess}, true},
+		"a list of what is not":     {specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{read}}, false},
+		"one that names the call": {specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: []specs.LinuxSyscall{
+			{Names: []string{"statx"}, Action: specs.ActErrno},
+		}}, false},
+	} {
+		before := len(c.filter.Syscalls)
+		admitSetUp(&c.filter)
+		added := len(c.filter.Syscalls) - before
+		if (added == 1) != c.added || added > 1 {
+			t.Errorf("%s got %d rules more", name, added)
+		}
+		if added == 1 && len(c.filter.Syscalls[before].Args) != 2 {
+			t.Errorf("%s lets more through than the question: %+v", name, c.filter.Syscalls[before])
+		}
+	}
+	admitSetUp(nil)
+}

@@ -65,6 +65,7 @@ func translate(spec *specs.Spec, key string, layout layout, joined joined) (*tra
 	guestResources(spec.Linux.Resources)
 	spec.Hooks = guestHooks(spec.Hooks)
 	trimSeccomp(spec.Linux.Seccomp, hasX32)
+	admitSetUp(spec.Linux.Seccomp)
 	if spec.Process != nil {
 		guestProcess(spec.Process)
 	}
