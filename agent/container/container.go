@@ -61,6 +61,12 @@ type Container struct {
 	init       *process
 	execs      map[string]*process
 	undoSysctl func()
+
+	// kills is locked alone, while somebody is told.
+	kills struct {
+		sync.Mutex
+		told uint64 // processes that the kernel killed for want of memory
+	}
 }
 
 // gate is a lock that can be waited for with a deadline.

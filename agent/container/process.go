@@ -204,6 +204,7 @@ func (c *Container) collect(p *process) {
 			c.log.Warn("cannot kill what the init left", "error", err)
 		}
 		c.flush()
+		c.tellKills()
 	}
 	c.mu.Lock()
 	p.exited, p.code, p.oom = true, code, oom

@@ -91,16 +91,23 @@ func (c *Container) watchOOM(init *process) error {
 		changes.Close() // ends the watch below
 	})
 	c.m.waiters.Go(func() {
-		var told uint64
 		for buf := make([]byte, 4096); ; {
 			if _, err := changes.Read(buf); err != nil {
 				return
 			}
-			if kills := c.cgroup.oomKills(); kills > told { // it changes for other reasons too
-				told = kills
-				c.m.cfg.OOMKilled(c.key, kills)
-			}
+			c.tellKills()
 		}
 	})
 	return nil
+}
+
+// tellKills tells of kills that nobody was told of yet; the file also changes for
+// other reasons. The end of the init asks for it once more, as it ends the watch.
+func (c *Container) tellKills() {
+	c.kills.Lock()
+	defer c.kills.Unlock()
+	if kills := c.cgroup.oomKills(); kills > c.kills.told {
+		c.kills.told = kills
+		c.m.cfg.OOMKilled(c.key, kills)
+	}
 }
