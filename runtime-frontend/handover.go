@@ -149,16 +149,31 @@ func (t tree) followed() (*vmv1.Followed, error) {
 	return &vmv1.Followed{Source: t.source, MountId: st.Mnt_id, Nested: t.follow == "rslave"}, nil
 }
 
+func (t tree) replaced() error {
+	return fmt.Errorf("%q for %s was replaced by something else while the container was created", t.source, t.destination)
+}
+
 // open makes a detached copy of the mount (open_tree(2)): it appears in no
 // mount table, and ends with the last descriptor.
 func (t tree) open() (*os.File, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_SYMLINK_NOFOLLOW)
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
 	attrFlags := uint(unix.AT_EMPTY_PATH)
 	if t.recursive {
 		flags |= unix.AT_RECURSIVE
 		attrFlags |= unix.AT_RECURSIVE
 	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, t.source, flags)
+	// The links in the path were resolved and judged: one that is there now was put there since.
+	place, err := unix.Openat2(unix.AT_FDCWD, t.source, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC | unix.O_NOFOLLOW, Resolve: unix.RESOLVE_NO_SYMLINKS,
+	})
+	if errors.Is(err, unix.ELOOP) {
+		return nil, t.replaced()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening %q for %s (openat2, Linux 5.6 or later): %w", t.source, t.destination, err)
+	}
+	defer unix.Close(place)
+	fd, err := unix.OpenTree(place, "", flags|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return nil, fmt.Errorf("opening %q for %s as a detached mount (open_tree, Linux 5.2 or later): %w", t.source, t.destination, err)
 	}
@@ -171,7 +186,7 @@ func (t tree) open() (*os.File, error) {
 	}
 	if kind := st.Mode & unix.S_IFMT; (kind == unix.S_IFDIR) != t.isDir || kind == unix.S_IFLNK {
 		f.Close()
-		return nil, fmt.Errorf("%q for %s was replaced by something else while the container was created", t.source, t.destination)
+		return nil, t.replaced()
 	}
 	// The copy of a shared mount is shared too, and what is mounted in one would appear in the other.
 	attr := unix.MountAttr{Propagation: unix.MS_PRIVATE}

@@ -126,7 +126,7 @@ func checkMount(property string, m specs.Mount) error {
 			}
 		}
 	}
-	if bind && follows(m) != "" && recursion(m) != "rbind" {
+	if bind && follows(m) != "" && !recursive(m) {
 		return refuse(property+".options", fmt.Sprintf("%q at %s: mounts of the host can be followed with those that are there already only: add rbind", follows(m), m.Destination))
 	}
 	return nil
@@ -156,16 +156,9 @@ func follows(m specs.Mount) string {
 	return ""
 }
 
-// recursion gives the last of bind and rbind.
-func recursion(m specs.Mount) string {
-	last := ""
-	for _, name := range m.Options {
-		if name == "bind" || name == "rbind" {
-			last = name
-		}
-	}
-	return last
-}
+// recursive says whether a bind mount has the mounts beneath its source: one "rbind" is
+// enough, as with mount(2), where a "bind" beside it adds nothing.
+func recursive(m specs.Mount) bool { return slices.Contains(m.Options, "rbind") }
 
 // idMap reads how a mount maps the owners of files.
 func idMap(m specs.Mount, linux *specs.Linux) (*IDMap, error) {
@@ -243,7 +236,7 @@ func inspect(dir string, m specs.Mount) (bind Bind, node *DeviceBind, err error)
 	if !filepath.IsAbs(source) {
 		source = filepath.Join(dir, source)
 	}
-	bind = Bind{Destination: containerPath(m.Destination), Recursive: slices.Contains(m.Options, "rbind")}
+	bind = Bind{Destination: containerPath(m.Destination), Recursive: recursive(m)}
 	for _, name := range m.Options { // the last word counts, as in mount(8)
 		switch name {
 		case "ro", "rro":

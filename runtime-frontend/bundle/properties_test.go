@@ -225,7 +225,7 @@ func TestWhatEnginesWriteForNothingPasses(t *testing.T) {
 		"private root":            func(s *specs.Spec) { s.Linux.RootfsPropagation = "rprivate" },
 		"Kubernetes' volumes": func(s *specs.Spec) {
 			s.Linux.RootfsPropagation = "rslave"
-			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "bind", Source: "rootfs", Options: []string{"rbind", "rslave", "ro"}})
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "bind", Source: "rootfs", Options: []string{"rbind", "bind", "rslave", "ro"}})
 		},
 		"mapped owners": func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{
