@@ -314,4 +314,6 @@ func TestLabelsOfAPodAreThoseItsVMCanGive(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "runs without SELinux") {
 		t.Errorf("an exec with a label in a VM without SELinux: %v", err)
 	}
+	h.delete("plain", true)
+	h.delete("labelled", true)
 }

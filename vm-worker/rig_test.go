@@ -22,6 +22,8 @@ import (
 	vmworker "bulkhead/vm-worker"
 	"bulkhead/vm-worker/hypervisor"
 	"bulkhead/vm-worker/hypervisor/fake"
+
+	"golang.org/x/sys/unix"
 )
 
 // patience bounds every wait of these tests; none is expected to come near it.
@@ -86,7 +88,14 @@ func testConfig() config.VM {
 // sweep removes what a failed test left, and the cgroup that no container made.
 func (h *host) sweep() {
 	for _, pid := range h.vms() {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if err != nil {
+			continue // it has gone by itself
+		}
 		_ = syscall.Kill(pid, syscall.SIGKILL)
+		// Its cgroup can be removed when it is gone.
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(patience.Milliseconds()))
+		_ = unix.Close(fd)
 	}
 	for _, pattern := range []string{"/sys/fs/cgroup/*" + h.cgroups, "/sys/fs/cgroup" + h.cgroups} {
 		dirs, _ := filepath.Glob(pattern + "/*/")
