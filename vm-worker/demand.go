@@ -14,6 +14,7 @@ import (
 
 	"bulkhead/bus/config"
 	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hostcgroup"
 	"bulkhead/vm-worker/hypervisor"
 )
 
@@ -58,7 +59,7 @@ func millicpus(c *specs.LinuxCPU) uint64 {
 	}
 	period := value(c.Period)
 	if period == 0 {
-		period = defaultCPUPeriod
+		period = hostcgroup.DefaultPeriod
 	}
 	quota := min(uint64(*c.Quota), 1<<50) // what is multiplied below must fit
 	return max((quota*1000+period-1)/period, 1)

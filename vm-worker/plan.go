@@ -19,10 +19,6 @@ import (
 	"bulkhead/vm-worker/hypervisor"
 )
 
-// defaultCPUPeriod is what the kernel uses when a quota comes without a period
-// (Documentation/scheduler/sched-bwc.rst), in microseconds.
-const defaultCPUPeriod = 100_000
-
 // plan is what a create request asks for, checked and derived before anything
 // is touched.
 type plan struct {

@@ -15,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"bulkhead/bus"
+	"bulkhead/vm-worker/hostcgroup"
 )
 
 // resourcesText is how a container's limits are recorded: as JSON, without the
@@ -175,7 +176,7 @@ func explicit(target, from *specs.LinuxResources) *specs.LinuxResources {
 			c.Shares = new(uint64(defaultCPUShares))
 		}
 		if value(f.Period) != 0 && value(c.Period) == 0 {
-			c.Period = new(uint64(defaultCPUPeriod))
+			c.Period = new(uint64(hostcgroup.DefaultPeriod))
 		}
 		if f.Burst != nil && c.Burst == nil {
 			c.Burst = new(uint64(0))

@@ -229,7 +229,7 @@ func (s *sandbox) sharedQuota(owner *container, limits limitsOf) *specs.LinuxRes
 	if all := s.quotaOf(limits); all > 0 {
 		period := value(cpu.Period)
 		if period == 0 {
-			period = defaultCPUPeriod
+			period = hostcgroup.DefaultPeriod
 		}
 		cpu.Quota = new(int64(all * period / 1000))
 	}

@@ -5,38 +5,18 @@ package guest
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 )
-
-const blockClass = "/sys/block"
 
 // FindDisk returns the device node of the disk with this serial number. The
 // host has plugged it in just now, so it waits for it until the context ends.
 func FindDisk(ctx context.Context, serial string) (string, error) {
-	dev, err := awaitDevice(ctx, func() (string, error) { return scanDisks(blockClass, serial) })
+	dev, err := awaitDevice(ctx, "/sys/block", "serial", serial)
 	if err != nil {
 		return "", fmt.Errorf("waiting for the disk %q: %w", serial, err)
 	}
 	return dev, nil
-}
-
-func scanDisks(class, serial string) (string, error) {
-	entries, err := os.ReadDir(class)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("listing the block devices: %w", err)
-	}
-	for _, e := range entries {
-		// The kernel asks the device each time; one that is just coming or going has no answer.
-		data, err := os.ReadFile(filepath.Join(class, e.Name(), "serial"))
-		if err == nil && strings.TrimSpace(string(data)) == serial {
-			return filepath.Join("/dev", e.Name()), nil
-		}
-	}
-	return "", nil
 }
 
 // WeighDisk has the kernel share a disk's time by the weights of cgroups

@@ -52,11 +52,11 @@ func TestPortIsFoundByItsName(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{"bulkhead.ctl": "/dev/vport0p2", "bulkhead.io": "/dev/vport0p3", "other": ""} {
-		if got, err := scanPorts(class, name); err != nil || got != want {
+		if got, err := findDevice(class, "name", name); err != nil || got != want {
 			t.Errorf("%s: got %q, %v; want %q", name, got, err, want)
 		}
 	}
-	if got, err := scanPorts(filepath.Join(class, "missing"), "x"); got != "" || err != nil {
+	if got, err := findDevice(filepath.Join(class, "missing"), "name", "x"); got != "" || err != nil {
 		t.Errorf("a kernel without ports: %q, %v", got, err)
 	}
 }

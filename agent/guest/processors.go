@@ -11,9 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const processorDir = "/sys/devices/system/cpu"
@@ -51,27 +48,14 @@ func SetProcessors(ctx context.Context, n int) error {
 // awaitProcessors waits until n processors are there, online or not, and
 // returns how many are.
 func awaitProcessors(ctx context.Context, dir string, n int) (int, error) {
-	if present, err := presentProcessors(dir); err != nil || present >= n {
-		return present, err
-	}
-	events, err := openUevents()
-	if err != nil {
-		return 0, err
-	}
-	defer events.Close()
-	stop := context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-	buf := make([]byte, 16<<10)
-	for {
-		// After the socket was opened, or an event would be missed between.
+	present, err := await(ctx, func() (int, bool, error) {
 		present, err := presentProcessors(dir)
-		if err != nil || present >= n {
-			return present, err
-		}
-		if _, err := events.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) {
-			return 0, fmt.Errorf("waiting for %d processors, %d are there: %w", n, present, errors.Join(ctx.Err(), err))
-		}
+		return present, present >= n, err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("waiting for %d processors, %d are there: %w", n, present, err)
 	}
+	return present, nil
 }
 
 // presentProcessors counts the processors that can be used, which are numbered

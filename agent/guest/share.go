@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 
@@ -79,19 +78,7 @@ func awaitShare(ctx context.Context, tag string) error {
 	if tag == shareTag {
 		return nil
 	}
-	_, err := awaitDevice(ctx, func() (string, error) {
-		tags, err := filepath.Glob(shareDriver + "/*/mount_tag")
-		if err != nil {
-			return "", err
-		}
-		for _, path := range tags {
-			if text, err := os.ReadFile(path); err == nil && strings.TrimRight(string(text), "\x00\n") == tag {
-				return path, nil
-			}
-		}
-		return "", nil
-	})
-	if err != nil {
+	if _, err := awaitDevice(ctx, shareDriver, "mount_tag", tag); err != nil {
 		return fmt.Errorf("waiting for the share %q: %w", tag, err)
 	}
 	return nil

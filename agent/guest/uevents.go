@@ -8,20 +8,23 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// awaitDevice looks for a device until scan finds it, after each word of the
-// kernel that something has changed, or until the context ends.
-func awaitDevice(ctx context.Context, scan func() (string, error)) (string, error) {
-	if dev, err := scan(); dev != "" || err != nil {
-		return dev, err
+// await looks until it sees enough, after each word of the kernel that something
+// about devices has changed, or until the context ends. It returns what it saw last.
+func await[T any](ctx context.Context, look func() (seen T, enough bool, err error)) (T, error) {
+	seen, enough, err := look()
+	if enough || err != nil {
+		return seen, err
 	}
 	events, err := openUevents()
 	if err != nil {
-		return "", err
+		return seen, err
 	}
 	defer events.Close()
 	stop := context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })
@@ -29,13 +32,39 @@ func awaitDevice(ctx context.Context, scan func() (string, error)) (string, erro
 	buf := make([]byte, 16<<10)
 	for {
 		// After the socket was opened, or an event would be missed between.
-		if dev, err := scan(); dev != "" || err != nil {
-			return dev, err
+		seen, enough, err = look()
+		if enough || err != nil {
+			return seen, err
 		}
 		if _, err := events.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) {
-			return "", errors.Join(ctx.Err(), err)
+			return seen, errors.Join(ctx.Err(), err)
 		}
 	}
+}
+
+// awaitDevice waits for the device of a directory of sysfs that has this value in
+// an attribute, and returns where its node is, if it is of a kind that has one.
+func awaitDevice(ctx context.Context, dir, attribute, value string) (string, error) {
+	return await(ctx, func() (string, bool, error) {
+		dev, err := findDevice(dir, attribute, value)
+		return dev, dev != "", err
+	})
+}
+
+// findDevice returns nothing when there is none, or no such directory. A device that is just
+// coming or going, or that the host has not said all about, has no attribute to read.
+func findDevice(dir, attribute, value string) (string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("listing devices: %w", err)
+	}
+	for _, e := range entries {
+		data, err := os.ReadFile(filepath.Join(dir, e.Name(), attribute))
+		if err == nil && strings.Trim(string(data), "\x00 \t\r\n") == value {
+			return filepath.Join("/dev", e.Name()), nil
+		}
+	}
+	return "", nil
 }
 
 // openUevents listens to the kernel's device events.

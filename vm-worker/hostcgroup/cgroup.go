@@ -321,7 +321,7 @@ func (c *Cgroup) Resize(bytes int64, millicpus uint64, stateFile string) error {
 		if millicpus > 0 {
 			period := quota.Period
 			if period == 0 {
-				period = defaultPeriod
+				period = DefaultPeriod
 			}
 			quota.Quota = int64(millicpus * period / 1000)
 		}

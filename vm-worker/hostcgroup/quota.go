@@ -19,8 +19,8 @@ type quota struct {
 	Max    string  `json:"max,omitempty"`    // cpu.max among unified resources
 }
 
-// defaultPeriod is the kernel's, in µs (Documentation/scheduler/sched-bwc.rst).
-const defaultPeriod = 100_000
+// DefaultPeriod is what the kernel uses when a quota comes without a period, in µs (Documentation/scheduler/sched-bwc.rst).
+const DefaultPeriod = 100_000
 
 func quotaOf(r *specs.LinuxResources) quota {
 	var q quota
