@@ -15,6 +15,7 @@
 package agentv1
 
 import (
+	v1 "bulkhead/proto/net/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	reflect "reflect"
@@ -1846,11 +1847,196 @@ func (x *Exited) GetOomKilled() bool {
 	return false
 }
 
+// NetworkRequest gives the guest its network, whole: what it has of an earlier
+// one and this does not name is taken away. The NICs are found by their MAC
+// addresses, and waited for while they are on their way into the guest.
+type NetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"` // a lower one than the last is refused
+	Network       *v1.Network            `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	Nics          []*GuestNic            `protobuf:"bytes,3,rep,name=nics,proto3" json:"nics,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkRequest) Reset() {
+	*x = NetworkRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkRequest) ProtoMessage() {}
+
+func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkRequest.ProtoReflect.Descriptor instead.
+func (*NetworkRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *NetworkRequest) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *NetworkRequest) GetNetwork() *v1.Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *NetworkRequest) GetNics() []*GuestNic {
+	if x != nil {
+		return x.Nics
+	}
+	return nil
+}
+
+// GuestNic tells which device of the guest is which link.
+type GuestNic struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Link          string                 `protobuf:"bytes,1,opt,name=link,proto3" json:"link,omitempty"` // id in network
+	Mac           string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`   // of the virtual device, by which it is found
+	Queues        uint32                 `protobuf:"varint,3,opt,name=queues,proto3" json:"queues,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GuestNic) Reset() {
+	*x = GuestNic{}
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GuestNic) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GuestNic) ProtoMessage() {}
+
+func (x *GuestNic) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GuestNic.ProtoReflect.Descriptor instead.
+func (*GuestNic) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *GuestNic) GetLink() string {
+	if x != nil {
+		return x.Link
+	}
+	return ""
+}
+
+func (x *GuestNic) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *GuestNic) GetQueues() uint32 {
+	if x != nil {
+		return x.Queues
+	}
+	return 0
+}
+
+// NetworkReply is what the guest's kernel has accepted, read back from it.
+type NetworkReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Revision      uint64                 `protobuf:"varint,1,opt,name=revision,proto3" json:"revision,omitempty"`
+	Network       *v1.Network            `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`
+	Problems      []string               `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"` // a sentence for each thing that it refused
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkReply) Reset() {
+	*x = NetworkReply{}
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkReply) ProtoMessage() {}
+
+func (x *NetworkReply) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkReply.ProtoReflect.Descriptor instead.
+func (*NetworkReply) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *NetworkReply) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *NetworkReply) GetNetwork() *v1.Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *NetworkReply) GetProblems() []string {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
 var File_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x14agent/v1/agent.proto\x12\x11bulkhead.agent.v1\"\x80\x01\n" +
+	"\x14agent/v1/agent.proto\x12\x11bulkhead.agent.v1\x1a\x10net/v1/net.proto\"\x80\x01\n" +
 	"\x05Ready\x12\x16\n" +
 	"\x06kernel\x18\x01 \x01(\tR\x06kernel\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12%\n" +
@@ -1973,7 +2159,19 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\x12\x1b\n" +
 	"\texit_code\x18\x03 \x01(\x05R\bexitCode\x12\x1d\n" +
 	"\n" +
-	"oom_killed\x18\x04 \x01(\bR\toomKilledB!Z\x1fbulkhead/proto/agent/v1;agentv1b\x06proto3"
+	"oom_killed\x18\x04 \x01(\bR\toomKilled\"\x91\x01\n" +
+	"\x0eNetworkRequest\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x122\n" +
+	"\anetwork\x18\x02 \x01(\v2\x18.bulkhead.net.v1.NetworkR\anetwork\x12/\n" +
+	"\x04nics\x18\x03 \x03(\v2\x1b.bulkhead.agent.v1.GuestNicR\x04nics\"H\n" +
+	"\bGuestNic\x12\x12\n" +
+	"\x04link\x18\x01 \x01(\tR\x04link\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x16\n" +
+	"\x06queues\x18\x03 \x01(\rR\x06queues\"z\n" +
+	"\fNetworkReply\x12\x1a\n" +
+	"\brevision\x18\x01 \x01(\x04R\brevision\x122\n" +
+	"\anetwork\x18\x02 \x01(\v2\x18.bulkhead.net.v1.NetworkR\anetwork\x12\x1a\n" +
+	"\bproblems\x18\x03 \x03(\tR\bproblemsB!Z\x1fbulkhead/proto/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -1987,7 +2185,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(*Ready)(nil),            // 0: bulkhead.agent.v1.Ready
 	(*ConfigureRequest)(nil), // 1: bulkhead.agent.v1.ConfigureRequest
@@ -2022,6 +2220,10 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*StatsReply)(nil),       // 30: bulkhead.agent.v1.StatsReply
 	(*OutOfMemory)(nil),      // 31: bulkhead.agent.v1.OutOfMemory
 	(*Exited)(nil),           // 32: bulkhead.agent.v1.Exited
+	(*NetworkRequest)(nil),   // 33: bulkhead.agent.v1.NetworkRequest
+	(*GuestNic)(nil),         // 34: bulkhead.agent.v1.GuestNic
+	(*NetworkReply)(nil),     // 35: bulkhead.agent.v1.NetworkReply
+	(*v1.Network)(nil),       // 36: bulkhead.net.v1.Network
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	8,  // 0: bulkhead.agent.v1.Disk.binds:type_name -> bulkhead.agent.v1.DiskBind
@@ -2030,11 +2232,14 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	7,  // 3: bulkhead.agent.v1.CreateRequest.disks:type_name -> bulkhead.agent.v1.Disk
 	25, // 4: bulkhead.agent.v1.ContainerInfo.processes:type_name -> bulkhead.agent.v1.Process
 	26, // 5: bulkhead.agent.v1.StatusReply.containers:type_name -> bulkhead.agent.v1.ContainerInfo
-	6,  // [6:6] is the sub-list for method output_type
-	6,  // [6:6] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	36, // 6: bulkhead.agent.v1.NetworkRequest.network:type_name -> bulkhead.net.v1.Network
+	34, // 7: bulkhead.agent.v1.NetworkRequest.nics:type_name -> bulkhead.agent.v1.GuestNic
+	36, // 8: bulkhead.agent.v1.NetworkReply.network:type_name -> bulkhead.net.v1.Network
+	9,  // [9:9] is the sub-list for method output_type
+	9,  // [9:9] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -2048,7 +2253,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
