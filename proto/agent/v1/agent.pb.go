@@ -583,7 +583,8 @@ type CreateRequest struct {
 	Id            string                 `protobuf:"bytes,7,opt,name=id,proto3" json:"id,omitempty"` // OCI id and bundle, for the state that hooks read
 	Bundle        string                 `protobuf:"bytes,8,opt,name=bundle,proto3" json:"bundle,omitempty"`
 	Disks         []*Disk                `protobuf:"bytes,20,rep,name=disks,proto3" json:"disks,omitempty"`
-	Share         string                 `protobuf:"bytes,40,opt,name=share,proto3" json:"share,omitempty"` // tag of the share with the container's files; empty: the one that every VM has
+	OwnNetwork    bool                   `protobuf:"varint,9,opt,name=own_network,json=ownNetwork,proto3" json:"own_network,omitempty"` // it has a network namespace to itself, with nothing in it; the network of the guest is others'
+	Share         string                 `protobuf:"bytes,40,opt,name=share,proto3" json:"share,omitempty"`                             // tag of the share with the container's files; empty: the one that every VM has
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -679,6 +680,13 @@ func (x *CreateRequest) GetDisks() []*Disk {
 		return x.Disks
 	}
 	return nil
+}
+
+func (x *CreateRequest) GetOwnNetwork() bool {
+	if x != nil {
+		return x.OwnNetwork
+	}
+	return false
 }
 
 func (x *CreateRequest) GetShare() string {
@@ -2077,7 +2085,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
 	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
-	"\x03gid\x18\x04 \x01(\rR\x03gid\"\xd3\x02\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\"\xf4\x02\n" +
 	"\rCreateRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x16\n" +
 	"\x06config\x18\x02 \x01(\tR\x06config\x12\x18\n" +
@@ -2087,7 +2095,9 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05joins\x18\x06 \x03(\v2 .bulkhead.agent.v1.NamespaceJoinR\x05joins\x12\x0e\n" +
 	"\x02id\x18\a \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\b \x01(\tR\x06bundle\x12-\n" +
-	"\x05disks\x18\x14 \x03(\v2\x17.bulkhead.agent.v1.DiskR\x05disks\x12\x14\n" +
+	"\x05disks\x18\x14 \x03(\v2\x17.bulkhead.agent.v1.DiskR\x05disks\x12\x1f\n" +
+	"\vown_network\x18\t \x01(\bR\n" +
+	"ownNetwork\x12\x14\n" +
 	"\x05share\x18( \x01(\tR\x05share\"\x1f\n" +
 	"\vCreateReply\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\",\n" +

@@ -361,6 +361,7 @@ type Address struct {
 	Broadcast     string                 `protobuf:"bytes,3,opt,name=broadcast,proto3" json:"broadcast,omitempty"`
 	Scope         string                 `protobuf:"bytes,4,opt,name=scope,proto3" json:"scope,omitempty"` // global, link, host
 	Label         string                 `protobuf:"bytes,5,opt,name=label,proto3" json:"label,omitempty"`
+	NoPrefixRoute bool                   `protobuf:"varint,6,opt,name=no_prefix_route,json=noPrefixRoute,proto3" json:"no_prefix_route,omitempty"` // it brings no route to its prefix
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -428,6 +429,13 @@ func (x *Address) GetLabel() string {
 		return x.Label
 	}
 	return ""
+}
+
+func (x *Address) GetNoPrefixRoute() bool {
+	if x != nil {
+		return x.NoPrefixRoute
+	}
+	return false
 }
 
 type Route struct {
@@ -1419,6 +1427,8 @@ func (x *ListReply) GetAttachments() []*Attachment {
 	return nil
 }
 
+// InspectRequest asks for what the namespace has at this moment: it is read anew
+// before the answer.
 type InspectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sandbox       string                 `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
@@ -1875,13 +1885,14 @@ const file_net_v1_net_proto_rawDesc = "" +
 	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x0e\n" +
 	"\x02up\x18\a \x01(\bR\x02up\x12&\n" +
 	"\x0ftx_checksum_off\x18\b \x01(\bR\rtxChecksumOff\x126\n" +
-	"\taddresses\x18\t \x03(\v2\x18.bulkhead.net.v1.AddressR\taddresses\"\x7f\n" +
+	"\taddresses\x18\t \x03(\v2\x18.bulkhead.net.v1.AddressR\taddresses\"\xa7\x01\n" +
 	"\aAddress\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x1c\n" +
 	"\tbroadcast\x18\x03 \x01(\tR\tbroadcast\x12\x14\n" +
 	"\x05scope\x18\x04 \x01(\tR\x05scope\x12\x14\n" +
-	"\x05label\x18\x05 \x01(\tR\x05label\"\xc4\x02\n" +
+	"\x05label\x18\x05 \x01(\tR\x05label\x12&\n" +
+	"\x0fno_prefix_route\x18\x06 \x01(\bR\rnoPrefixRoute\"\xc4\x02\n" +
 	"\x05Route\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12\x12\n" +

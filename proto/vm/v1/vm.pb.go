@@ -13,6 +13,7 @@
 package vmv1
 
 import (
+	v1 "bulkhead/proto/net/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -571,6 +572,8 @@ type Sandbox struct {
 	Phases            map[string]*durationpb.Duration `protobuf:"bytes,12,rep,name=phases,proto3" json:"phases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // durations of: bus, vm_boot, agent_ready, container_create, container_start
 	Containers        []string                        `protobuf:"bytes,13,rep,name=containers,proto3" json:"containers,omitempty"`                                                                   // keys
 	EndReason         string                          `protobuf:"bytes,14,opt,name=end_reason,json=endReason,proto3" json:"end_reason,omitempty"`                                                    // why it stopped
+	Network           *v1.Namespace                   `protobuf:"bytes,20,opt,name=network,proto3" json:"network,omitempty"`                                                                         // the network namespace on the host of which its guest has the network
+	NetworkPolicy     *v1.Policy                      `protobuf:"bytes,21,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"`                                        // as its first container asked
 	Selinux           bool                            `protobuf:"varint,40,opt,name=selinux,proto3" json:"selinux,omitempty"`                                                                        // the guest enforces an SELinux policy: its first container asked for a label
 	MountLabels       []string                        `protobuf:"bytes,41,rep,name=mount_labels,json=mountLabels,proto3" json:"mount_labels,omitempty"`                                              // SELinux labels of the host's files in the guest, one for each share; empty: the policy's own
 	unknownFields     protoimpl.UnknownFields
@@ -703,6 +706,20 @@ func (x *Sandbox) GetEndReason() string {
 		return x.EndReason
 	}
 	return ""
+}
+
+func (x *Sandbox) GetNetwork() *v1.Namespace {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+func (x *Sandbox) GetNetworkPolicy() *v1.Policy {
+	if x != nil {
+		return x.NetworkPolicy
+	}
+	return nil
 }
 
 func (x *Sandbox) GetSelinux() bool {
@@ -2660,7 +2677,7 @@ var File_vm_v1_vm_proto protoreflect.FileDescriptor
 
 const file_vm_v1_vm_proto_rawDesc = "" +
 	"\n" +
-	"\x0evm/v1/vm.proto\x12\x0ebulkhead.vm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"2\n" +
+	"\x0evm/v1/vm.proto\x12\x0ebulkhead.vm.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x10net/v1/net.proto\"2\n" +
 	"\fContainerRef\x12\x12\n" +
 	"\x04root\x18\x01 \x01(\tR\x04root\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\"\x81\x01\n" +
@@ -2707,7 +2724,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\bfollowed\x182 \x03(\v2\x18.bulkhead.vm.v1.FollowedR\bfollowed\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xee\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x05\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1e\n" +
@@ -2728,7 +2745,9 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"containers\x18\r \x03(\tR\n" +
 	"containers\x12\x1d\n" +
 	"\n" +
-	"end_reason\x18\x0e \x01(\tR\tendReason\x12\x18\n" +
+	"end_reason\x18\x0e \x01(\tR\tendReason\x124\n" +
+	"\anetwork\x18\x14 \x01(\v2\x1a.bulkhead.net.v1.NamespaceR\anetwork\x12>\n" +
+	"\x0enetwork_policy\x18\x15 \x01(\v2\x17.bulkhead.net.v1.PolicyR\rnetworkPolicy\x12\x18\n" +
 	"\aselinux\x18( \x01(\bR\aselinux\x12!\n" +
 	"\fmount_labels\x18) \x03(\tR\vmountLabels\x1aT\n" +
 	"\vPhasesEntry\x12\x10\n" +
@@ -2939,7 +2958,9 @@ var file_vm_v1_vm_proto_goTypes = []any{
 	nil,                           // 42: bulkhead.vm.v1.Sandbox.PhasesEntry
 	nil,                           // 43: bulkhead.vm.v1.LocateRequest.AnnotationsEntry
 	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 45: google.protobuf.Duration
+	(*v1.Namespace)(nil),          // 45: bulkhead.net.v1.Namespace
+	(*v1.Policy)(nil),             // 46: bulkhead.net.v1.Policy
+	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
 }
 var file_vm_v1_vm_proto_depIdxs = []int32{
 	44, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
@@ -2956,45 +2977,47 @@ var file_vm_v1_vm_proto_depIdxs = []int32{
 	8,  // 11: bulkhead.vm.v1.Container.followed:type_name -> bulkhead.vm.v1.Followed
 	44, // 12: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
 	42, // 13: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
-	8,  // 14: bulkhead.vm.v1.HandedMount.followed:type_name -> bulkhead.vm.v1.Followed
-	12, // 15: bulkhead.vm.v1.HandedMount.memory:type_name -> bulkhead.vm.v1.SharedMemory
-	11, // 16: bulkhead.vm.v1.HandedDevice.binds:type_name -> bulkhead.vm.v1.DeviceBind
-	1,  // 17: bulkhead.vm.v1.CreateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	7,  // 18: bulkhead.vm.v1.CreateRequest.mounts:type_name -> bulkhead.vm.v1.HandedMount
-	3,  // 19: bulkhead.vm.v1.CreateRequest.relay:type_name -> bulkhead.vm.v1.Relay
-	9,  // 20: bulkhead.vm.v1.CreateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
-	10, // 21: bulkhead.vm.v1.CreateRequest.devices:type_name -> bulkhead.vm.v1.HandedDevice
-	5,  // 22: bulkhead.vm.v1.CreateReply.container:type_name -> bulkhead.vm.v1.Container
-	6,  // 23: bulkhead.vm.v1.CreateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 24: bulkhead.vm.v1.LocateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	43, // 25: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
-	9,  // 26: bulkhead.vm.v1.LocateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
-	1,  // 27: bulkhead.vm.v1.StartRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 28: bulkhead.vm.v1.StartReply.container:type_name -> bulkhead.vm.v1.Container
-	6,  // 29: bulkhead.vm.v1.StartReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 30: bulkhead.vm.v1.StateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 31: bulkhead.vm.v1.StateReply.container:type_name -> bulkhead.vm.v1.Container
-	5,  // 32: bulkhead.vm.v1.ListReply.containers:type_name -> bulkhead.vm.v1.Container
-	6,  // 33: bulkhead.vm.v1.ListReply.sandboxes:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 34: bulkhead.vm.v1.KillRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 35: bulkhead.vm.v1.DeleteRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 36: bulkhead.vm.v1.DeleteReply.container:type_name -> bulkhead.vm.v1.Container
-	1,  // 37: bulkhead.vm.v1.ConfigRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 38: bulkhead.vm.v1.ExecRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	3,  // 39: bulkhead.vm.v1.ExecRequest.relay:type_name -> bulkhead.vm.v1.Relay
-	1,  // 40: bulkhead.vm.v1.ProcessesRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 41: bulkhead.vm.v1.UpdateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	5,  // 42: bulkhead.vm.v1.UpdateReply.container:type_name -> bulkhead.vm.v1.Container
-	6,  // 43: bulkhead.vm.v1.UpdateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
-	1,  // 44: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 45: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	1,  // 46: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	45, // 47: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
-	48, // [48:48] is the sub-list for method output_type
-	48, // [48:48] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	45, // 14: bulkhead.vm.v1.Sandbox.network:type_name -> bulkhead.net.v1.Namespace
+	46, // 15: bulkhead.vm.v1.Sandbox.network_policy:type_name -> bulkhead.net.v1.Policy
+	8,  // 16: bulkhead.vm.v1.HandedMount.followed:type_name -> bulkhead.vm.v1.Followed
+	12, // 17: bulkhead.vm.v1.HandedMount.memory:type_name -> bulkhead.vm.v1.SharedMemory
+	11, // 18: bulkhead.vm.v1.HandedDevice.binds:type_name -> bulkhead.vm.v1.DeviceBind
+	1,  // 19: bulkhead.vm.v1.CreateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	7,  // 20: bulkhead.vm.v1.CreateRequest.mounts:type_name -> bulkhead.vm.v1.HandedMount
+	3,  // 21: bulkhead.vm.v1.CreateRequest.relay:type_name -> bulkhead.vm.v1.Relay
+	9,  // 22: bulkhead.vm.v1.CreateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
+	10, // 23: bulkhead.vm.v1.CreateRequest.devices:type_name -> bulkhead.vm.v1.HandedDevice
+	5,  // 24: bulkhead.vm.v1.CreateReply.container:type_name -> bulkhead.vm.v1.Container
+	6,  // 25: bulkhead.vm.v1.CreateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 26: bulkhead.vm.v1.LocateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	43, // 27: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	9,  // 28: bulkhead.vm.v1.LocateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
+	1,  // 29: bulkhead.vm.v1.StartRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 30: bulkhead.vm.v1.StartReply.container:type_name -> bulkhead.vm.v1.Container
+	6,  // 31: bulkhead.vm.v1.StartReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 32: bulkhead.vm.v1.StateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 33: bulkhead.vm.v1.StateReply.container:type_name -> bulkhead.vm.v1.Container
+	5,  // 34: bulkhead.vm.v1.ListReply.containers:type_name -> bulkhead.vm.v1.Container
+	6,  // 35: bulkhead.vm.v1.ListReply.sandboxes:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 36: bulkhead.vm.v1.KillRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 37: bulkhead.vm.v1.DeleteRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 38: bulkhead.vm.v1.DeleteReply.container:type_name -> bulkhead.vm.v1.Container
+	1,  // 39: bulkhead.vm.v1.ConfigRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 40: bulkhead.vm.v1.ExecRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	3,  // 41: bulkhead.vm.v1.ExecRequest.relay:type_name -> bulkhead.vm.v1.Relay
+	1,  // 42: bulkhead.vm.v1.ProcessesRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 43: bulkhead.vm.v1.UpdateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	5,  // 44: bulkhead.vm.v1.UpdateReply.container:type_name -> bulkhead.vm.v1.Container
+	6,  // 45: bulkhead.vm.v1.UpdateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
+	1,  // 46: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 47: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	1,  // 48: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
+	47, // 49: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_vm_v1_vm_proto_init() }
