@@ -18,9 +18,11 @@ GOLANGCI_VERSION := v2.15.0
 NATSCLI_VERSION  := v0.5.1
 CRICTL_VERSION   := v1.34.0
 PROTOC_GEN_GO    := v1.36.12
+RUNSC_VERSION    := v0.0.0-20260905035102-160fafc42237
 GOLANGCI   := $(TOOLS)/golangci-lint-$(GOLANGCI_VERSION)
 NATSCLI    := $(TOOLS)/nats-$(NATSCLI_VERSION)/nats
 CRICTL     := $(TOOLS)/crictl-$(CRICTL_VERSION)/crictl
+RUNSC      := $(TOOLS)/runsc-$(RUNSC_VERSION)/runsc
 
 # Every Go file and module file: a binary is rebuilt only when one of them changed.
 GOSRC      := go.mod go.sum $(shell find agent bus ksm-worker proto runtime-frontend services vm-worker -name '*.go' -o -name '*.example' 2>/dev/null)
@@ -125,8 +127,19 @@ $(BUILD)/conformance/probe: $(shell find test/conformance/probe test/conformance
 	@mkdir -p $(@D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./test/conformance/cmd/conformance-probe
 
 .PHONY: bench
-bench: build guest ## the benchmark table, with runc beside it; writes build/bench.json
-	@BULKHEAD_BUILD=$(abspath $(BUILD)) $(GO) run ./test/bench -out $(BUILD)/bench.json
+bench: build guest runsc ## the benchmark table, with runc and gVisor beside it; writes build/bench.json and build/bench.svg
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_RUNSC=$(RUNSC) $(GO) run ./test/bench -out $(BUILD)/bench.json -chart $(BUILD)/bench.svg
+
+LIVE ?= 500
+.PHONY: bench-live
+bench-live: build guest ## how many VMs live at once, each answering exec; LIVE=500 (minutes)
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) $(GO) run ./test/bench -only '^(vms_live|live_)' -live $(LIVE) -out $(BUILD)/bench-live.json
+
+# gVisor's runtime is what Bulkhead is compared with, and no part of it: without it the benchmark says so.
+.PHONY: runsc
+runsc:
+	@[ -x $(RUNSC) ] || { echo "building gVisor's runsc $(RUNSC_VERSION) (once, kept in $(TOOLS))"; mkdir -p $(dir $(RUNSC)); \
+	  GOBIN=$(dir $(RUNSC)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w -X gvisor.dev/gvisor/runsc/version.version=$(RUNSC_VERSION)' gvisor.dev/gvisor/runsc@$(RUNSC_VERSION) || echo "runsc could not be built; the benchmark leaves it out"; }
 
 $(GOLANGCI):
 	@echo "building golangci-lint $(GOLANGCI_VERSION) (once, kept in $(TOOLS))"

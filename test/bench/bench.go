@@ -23,8 +23,11 @@ import (
 
 type options struct {
 	n        int
+	vms      int
+	live     int
 	only     *regexp.Regexp
 	out      string
+	chart    string
 	quick    bool
 	vmConfig string
 }
@@ -32,7 +35,7 @@ type options struct {
 // measures are the groups of numbers, in the order in which they are taken.
 // Memory comes first, while the machine is still quiet.
 var measures = []func(context.Context, *bench) error{
-	measureMemory, measureRun, measureExec, measureState, measureEcho, measureStdout, measureStdin,
+	measureBurst, measureMemoryOfOthers, measurePhases, measureRun, measureExec, measureState, measureEcho, measureStdout, measureStdin, measureLive,
 }
 
 // bench is one run of the program.
@@ -44,17 +47,36 @@ type bench struct {
 	results *results
 
 	runc     *runtime
+	runsc    *runtime // nil where it is not installed
 	bulkhead *runtime // nil when nothing of it is wanted
-	daemon   *daemon.Daemon
 	conn     *bus.Conn
+
+	instances []*instance // all daemons
 }
 
-// bulkheadNames are what is measured of bulkhead alone; everything else has a
-// runc_ twin.
+// The names of what is measured: those that runc has too, those of them that runsc
+// has, and those of bulkhead alone.
 var (
-	twinNames     = []string{"run_true_cold", "create", "start", "end", "delete", "exec_true", "state", "echo_rtt", "stdout_rate", "stdin_rate"}
-	bulkheadNames = []string{"mem_per_vm", "vm_pss", "relay_pss", phasePrefix}
+	runNames      = []string{"run_true_pool", "run_true_template", "run_true_cold"}
+	partNames     = []string{"create", "start", "end", "delete"}
+	twinNames     = slices.Concat(runNames, partNames, []string{"exec_true", "state", "echo_rtt", "stdout_rate", "stdin_rate", "mem_per_vm"})
+	runscNames    = slices.Concat(runNames, []string{"exec_true", "mem_per_vm"})
+	bulkheadNames = []string{"vm_pss", "relay_pss", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "idle_cpu_per_vm", "starts_per_s", "vms_live", phasePrefix}
 )
+
+// twin is the name of a runtime's number beside bulkhead's.
+func twin(prefix, name string) string {
+	if prefix == "" {
+		return name
+	}
+	if slices.Contains(runNames, name) { // others have no VM that could be cold
+		name = "run_true"
+	}
+	if name == "mem_per_vm" {
+		name = "mem"
+	}
+	return prefix + name
+}
 
 func newBench(ctx context.Context, o options) (_ *bench, err error) {
 	b := &bench{options: o, results: newResults(o.only)}
@@ -79,6 +101,7 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 		return nil, fmt.Errorf("runc is what bulkhead is compared with; install the Debian package runc (make packages does): %w", err)
 	}
 	b.runc = &runtime{prefix: runcPrefix, binary: path, global: []string{"--root", filepath.Join(b.dir, "runc")}}
+	b.findRunsc(ctx)
 	if slices.ContainsFunc(slices.Concat(twinNames, bulkheadNames), o.only.MatchString) {
 		if err := b.startBulkhead(ctx); err != nil {
 			return nil, err
@@ -87,50 +110,84 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 	return b, b.warmUp(ctx)
 }
 
-// startBulkhead starts a daemon of the benchmark's own.
+// startBulkhead starts the daemon of everything that is measured in the default configuration.
 func (b *bench) startBulkhead(ctx context.Context) error {
-	build := os.Getenv("BULKHEAD_BUILD")
-	if build == "" {
-		return errors.New("BULKHEAD_BUILD must name the build directory; use make bench")
+	vm := b.vmConfig
+	if b.live > 0 {
+		vm += fmt.Sprintf("\nmax_vms = %d", b.live+10)
 	}
-	b.progress("starting bulkheadd")
-	runDir := filepath.Join(b.dir, "run")
-	ctx, cancel := context.WithTimeout(ctx, daemonTime)
-	defer cancel()
-	var err error
-	b.daemon, err = daemon.Start(ctx, daemon.Options{Build: build, Dir: b.dir, RunDir: runDir, Host: "bench", VM: b.vmConfig + "\n"})
+	in, err := b.startDaemon(ctx, "run", vm)
 	if err != nil {
 		return err
 	}
-	b.bulkhead = &runtime{
-		binary: filepath.Join(build, "bin", "bulkhead"),
-		global: []string{"--config", b.daemon.Config, "--root", filepath.Join(b.dir, "containers")},
-		hint:   b.daemon.LastLog,
+	b.bulkhead, b.conn = in.runtime, in.conn
+	return nil
+}
+
+// instance is a daemon of the benchmark's own.
+type instance struct {
+	runtime *runtime
+	daemon  *daemon.Daemon
+	conn    *bus.Conn
+}
+
+// startDaemon starts a daemon with these lines in the section [vm]. name is that of its directory, and short.
+func (b *bench) startDaemon(ctx context.Context, name, vm string) (*instance, error) {
+	build := os.Getenv("BULKHEAD_BUILD")
+	if build == "" {
+		return nil, errors.New("BULKHEAD_BUILD must name the build directory; use make bench")
 	}
-	b.conn, err = bus.Dial(ctx, runDir, "bench")
-	return err
+	b.progress("starting bulkheadd")
+	dir := filepath.Join(b.dir, name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, daemonTime)
+	defer cancel()
+	runDir := filepath.Join(dir, "run")
+	d, err := daemon.Start(ctx, daemon.Options{Build: build, Dir: dir, RunDir: runDir, Host: "bench", VM: vm + "\n"})
+	if err != nil {
+		return nil, err
+	}
+	in := &instance{daemon: d, runtime: &runtime{
+		binary: filepath.Join(build, "bin", "bulkhead"),
+		global: []string{"--config", d.Config, "--root", filepath.Join(dir, "containers")},
+		hint:   d.LastLog,
+	}}
+	b.instances = append(b.instances, in)
+	in.conn, err = bus.Dial(ctx, runDir, "bench")
+	return in, err
+}
+
+// stop ends a daemon and what it runs.
+func (in *instance) stop() error {
+	if in.conn != nil {
+		in.conn.Close()
+	}
+	return in.daemon.Stop()
 }
 
 // warmUp starts a container of each runtime that is not measured: it brings what
 // a first start reads into the page cache, and tells the facts of the VM.
 func (b *bench) warmUp(ctx context.Context) error {
-	for _, rt := range []*runtime{b.bulkhead, b.runc} {
-		if rt == nil {
-			continue
-		}
-		b.progress("warming up %s", rt.binary)
-		c, err := rt.launch(ctx, "warm-up", b.bundles.sleep, stdio{})
-		if err != nil {
-			return err
-		}
-		if rt == b.bulkhead {
-			err = b.vmFacts(ctx)
-		}
-		if err := errors.Join(err, c.remove(ctx)); err != nil {
+	for _, rt := range b.all() {
+		if err := b.warm(ctx, rt); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (b *bench) warm(ctx context.Context, rt *runtime) error {
+	b.progress("warming up %s", rt.binary)
+	c, err := rt.launch(ctx, "warm-up", b.bundles.sleep, stdio{})
+	if err != nil {
+		return err
+	}
+	if rt == b.bulkhead {
+		err = b.vmFacts(ctx)
+	}
+	return errors.Join(err, c.remove(ctx))
 }
 
 const daemonTime = time.Minute
@@ -153,21 +210,16 @@ func (b *bench) list(ctx context.Context) (*vmv1.ListReply, error) {
 	return bus.Call[vmv1.ListReply](ctx, b.conn, b.conn.Subject("vm", "list"), &vmv1.ListRequest{})
 }
 
+// all are the runtimes there are, bulkhead first.
+func (b *bench) all() []*runtime {
+	return slices.DeleteFunc([]*runtime{b.bulkhead, b.runc, b.runsc}, func(rt *runtime) bool { return rt == nil })
+}
+
 // runtimes are those of which at least one of the names is wanted.
 func (b *bench) runtimes(names ...string) []*runtime {
-	var wanted []*runtime
-	for _, rt := range []*runtime{b.bulkhead, b.runc} {
-		if rt == nil {
-			continue
-		}
-		for _, name := range names {
-			if b.only.MatchString(rt.prefix + name) {
-				wanted = append(wanted, rt)
-				break
-			}
-		}
-	}
-	return wanted
+	return slices.DeleteFunc(b.all(), func(rt *runtime) bool {
+		return !slices.ContainsFunc(names, func(name string) bool { return rt.has(name) && b.only.MatchString(twin(rt.prefix, name)) })
+	})
 }
 
 // samples is how many to take: what the command line says, else the number given.
@@ -191,13 +243,10 @@ func (b *bench) progress(format string, args ...any) {
 // close stops the daemon, removes the directory and looks whether anything is left.
 func (b *bench) close() error {
 	var errs []error
-	if b.conn != nil {
-		b.conn.Close()
+	for _, in := range b.instances {
+		errs = append(errs, in.stop())
 	}
-	if b.daemon != nil {
-		errs = append(errs, b.daemon.Stop())
-	}
-	errs = append(errs, endChildren())
+	errs = append(errs, endChildren(), b.releaseRunsc())
 	errs = append(errs, os.RemoveAll(b.dir))
 	return errors.Join(errs...)
 }

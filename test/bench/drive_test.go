@@ -40,8 +40,8 @@ func TestEveryTwinIsMeasuredOfRunc(t *testing.T) {
 		t.Error(err)
 	}
 	for _, name := range twinNames {
-		if !slices.Contains(b.results.names, runcPrefix+name) {
-			t.Errorf("%s was not measured", runcPrefix+name)
+		if !slices.Contains(b.results.names, twin(runcPrefix, name)) {
+			t.Errorf("%s was not measured", twin(runcPrefix, name))
 		}
 	}
 }

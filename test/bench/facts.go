@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	stdruntime "runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,6 +31,7 @@ type facts struct {
 	load   string  // before the first sample
 	busy   bool    // the load was such that it shows in the numbers
 	runc   string
+	runsc  string // empty: it is not here
 	qemu   string
 	vm     *vmv1.Sandbox // of the first VM; nil when none ran
 }
@@ -87,7 +89,7 @@ func (f facts) lines() []string {
 	l := []string{
 		fmt.Sprintf("%s; host kernel %s; %d cores (%s), %.1f GB; load before %s",
 			f.date.UTC().Format("2006-01-02 15:04 MST"), f.kernel, f.cores, f.cpu, f.memory/1e9, f.load),
-		fmt.Sprintf("%s; %s", f.runc, f.qemu),
+		strings.Join(slices.DeleteFunc([]string{f.runc, f.runsc, f.qemu}, func(s string) bool { return s == "" }), "; "),
 	}
 	if f.busy {
 		l = append(l, "The machine was busy with other work before the first sample: times are upper bounds, rates lower ones.")

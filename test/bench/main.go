@@ -3,27 +3,13 @@
 
 // Command bench measures what a user of Bulkhead waits for and pays, with runc
 // beside it where runc does the same thing, and prints a table with the facts of
-// the machine it ran on. Both runtimes are driven as an engine drives them: the
+// the machine it ran on. All are driven as an engine drives them: the
 // OCI command line with a pid-file, this process being the subreaper that adopts
-// the container's host process and reaps it to learn the end. Samples of the two
+// the container's host process and reaps it to learn the end. Samples of the
 // runtimes alternate, so that a noisy minute hits both.
 //
-// What is measured:
-//
-//   - run_true_cold: create, start, wait for the end, delete of /bin/true with
-//     /dev/null as standard streams; from before "create" to after "delete" returned.
-//     create, start, end and delete are its parts.
-//   - exec_true: "exec --detach" of /bin/true in a running container; from before the
-//     command to the end of its process.
-//   - state: "state" from its exec to its exit.
-//   - echo_rtt: one byte written to the pty master of a container with a terminal,
-//     until the echo of the container's tty comes back.
-//   - stdout_rate, stdin_rate: 256 MiB by "dd bs=64k" through the pipe that is the
-//     container's stdout, or stdin; from the first byte to the last one counted.
-//   - mem_per_vm: what MemAvailable fell by, divided by the 10 idle containers that
-//     were started; vm_pss and relay_pss are the PSS of their QEMUs and relays.
-//   - phase_*: parts of a cold start by the worker's own record of those containers;
-//     agent_ready and vm_boot both count from the start of QEMU.
+// What each number is stands below the table (report.go); those of VMs in numbers
+// are taken of one burst of idle containers.
 //
 // The median and the 95th percentile (nearest rank) are of single samples. MB is
 // 10^6 bytes.
@@ -31,7 +17,7 @@
 // It imports deploy/daemon, bus and proto, and no service. The invariant: it ends,
 // and when it ends, whatever happened, nothing it started is left.
 //
-// usage: BULKHEAD_BUILD=DIR bench [-n N] [-only REGEXP] [-out FILE] [-quick] [-vm-config TOML]
+// usage: BULKHEAD_BUILD=DIR bench [-n N] [-vms N] [-live N] [-only REGEXP] [-out FILE] [-chart SVG] [-quick] [-vm-config TOML]
 package main
 
 import (
@@ -47,13 +33,16 @@ import (
 )
 
 // wholeBench bounds the program: several times what it needs on a slow machine.
-const wholeBench = 30 * time.Minute
+const wholeBench = 60 * time.Minute
 
 func main() {
 	var o options
 	var only string
 	flag.IntVar(&o.n, "n", 0, "samples of each timed measure (default: what each needs)")
 	flag.StringVar(&only, "only", "", "measure only names that match this `regexp`")
+	flag.IntVar(&o.vms, "vms", 50, "idle containers for what is measured of many at once")
+	flag.IntVar(&o.live, "live", 0, "also start this many VMs and ask each to exec (minutes; stops where memory ends)")
+	flag.StringVar(&o.chart, "chart", "", "draw the phases of a start into this SVG `file`")
 	flag.StringVar(&o.out, "out", "", "write the numbers as JSON to this `file`")
 	flag.BoolVar(&o.quick, "quick", false, "few and small samples: to see that it works, not for numbers")
 	flag.StringVar(&o.vmConfig, "vm-config", "", "`lines` for the [vm] section of the daemon's configuration")
@@ -92,8 +81,11 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err // and the file keeps the numbers of a run that was whole
 	}
-	if o.out != "" {
-		return b.results.write(o.out)
+	if o.chart != "" {
+		err = b.writeChart(o.chart)
 	}
-	return nil
+	if o.out != "" {
+		err = errors.Join(err, b.results.write(o.out))
+	}
+	return err
 }

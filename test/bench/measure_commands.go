@@ -7,17 +7,61 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
+// variant is a way in which a container's VM comes to be.
+type variant struct {
+	name   string
+	config string // lines of the section [vm] that leave this way alone; empty: the default
+	absent string // why this version has none of it; empty: it has
+}
+
+// The default configuration is the one whose name has no lines.
+var variants = []variant{
+	{name: "run_true_cold"},
+	{name: "run_true_template", absent: "this version has no templates"},
+	{name: "run_true_pool", absent: "this version has no warm pool"},
+}
+
 // measureRun takes the life of a container whose program ends at once.
 func measureRun(ctx context.Context, b *bench) error {
-	runtimes := b.runtimes("run_true_cold", "create", "start", "end", "delete")
-	n := b.samples(15)
+	type run struct {
+		name string
+		rt   *runtime
+	}
+	var runs []run
+	for _, v := range variants {
+		wanted := b.only.MatchString(v.name) || v.config == "" && slices.ContainsFunc(partNames, b.only.MatchString)
+		switch {
+		case b.bulkhead == nil || !wanted:
+		case v.absent != "":
+			b.results.leaveOut(v.name, v.absent)
+		case v.config == "":
+			runs = append(runs, run{v.name, b.bulkhead})
+		default:
+			in, err := b.startDaemon(ctx, strings.TrimPrefix(v.name, "run_true_"), v.config)
+			if err != nil {
+				return err
+			}
+			if err := b.warm(ctx, in.runtime); err != nil {
+				return err
+			}
+			runs = append(runs, run{v.name, in.runtime})
+		}
+	}
+	for _, rt := range b.runtimes(slices.Concat(runNames, partNames)...) {
+		if rt != b.bulkhead {
+			runs = append(runs, run{twin(rt.prefix, runNames[0]), rt})
+		}
+	}
+	n := b.samples(30)
 	for i := range n {
-		for _, rt := range runtimes {
-			b.progress("%srun_true_cold %d/%d", rt.prefix, i+1, n)
-			if err := b.runOnce(ctx, rt, fmt.Sprintf("run-%d", i)); err != nil {
+		for _, r := range runs {
+			b.progress("%s %d/%d", r.name, i+1, n)
+			if err := b.runOnce(ctx, r.rt, r.name, fmt.Sprintf("run-%d", i)); err != nil {
 				return err
 			}
 		}
@@ -25,7 +69,9 @@ func measureRun(ctx context.Context, b *bench) error {
 	return nil
 }
 
-func (b *bench) runOnce(ctx context.Context, rt *runtime, id string) (err error) {
+// runOnce takes one life. Its parts are kept of the runtimes that have parts, and of
+// bulkhead in its default configuration.
+func (b *bench) runOnce(ctx context.Context, rt *runtime, name, id string) (err error) {
 	began := time.Now()
 	c, err := rt.create(ctx, id, b.bundles.yes, stdio{})
 	if err != nil {
@@ -51,11 +97,13 @@ func (b *bench) runOnce(ctx context.Context, rt *runtime, id string) (err error)
 	}
 	deleted = true
 	done := time.Now()
-	b.results.addTime(rt.prefix+"run_true_cold", done.Sub(began))
-	b.results.addTime(rt.prefix+"create", created.Sub(began))
-	b.results.addTime(rt.prefix+"start", started.Sub(created))
-	b.results.addTime(rt.prefix+"end", ended.Sub(started))
-	b.results.addTime(rt.prefix+"delete", done.Sub(ended))
+	b.results.addTime(name, done.Sub(began))
+	if !rt.has(partNames[0]) || rt.prefix == "" && rt != b.bulkhead {
+		return nil
+	}
+	for i, took := range []time.Duration{created.Sub(began), started.Sub(created), ended.Sub(started), done.Sub(ended)} {
+		b.results.addTime(rt.prefix+partNames[i], took)
+	}
 	return nil
 }
 
@@ -97,7 +145,7 @@ func (b *bench) inIdleContainers(ctx context.Context, name string, n int, action
 				return err
 			}
 			if i > 0 {
-				b.results.addTime(c.rt.prefix+name, time.Since(began))
+				b.results.addTime(twin(c.rt.prefix, name), time.Since(began))
 			}
 		}
 	}

@@ -6,7 +6,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -14,67 +13,6 @@ import (
 	"strings"
 	"time"
 )
-
-// phasePrefix is that of the worker's own measurements of a start.
-const phasePrefix = "phase_"
-
-// measureMemory takes what an idle container costs, and from the same containers
-// how the worker saw their start.
-func measureMemory(ctx context.Context, b *bench) (err error) {
-	if b.bulkhead == nil || !b.results.wants("mem_per_vm", "vm_pss", "relay_pss", phasePrefix) {
-		return nil
-	}
-	n := 10
-	if b.quick {
-		n = 2
-	}
-	before, err := settledMemory(ctx)
-	if err != nil {
-		return err
-	}
-	var containers []*container
-	defer func() {
-		for _, c := range containers {
-			err = errors.Join(err, c.remove(ctx))
-		}
-	}()
-	for i := range n {
-		b.progress("memory: container %d/%d", i+1, n)
-		c, err := b.bulkhead.launch(ctx, "mem-"+strconv.Itoa(i), b.bundles.sleep, stdio{})
-		if err != nil {
-			return err
-		}
-		containers = append(containers, c)
-	}
-	b.progress("memory: settling")
-	after, err := settledMemory(ctx)
-	if err != nil {
-		return err
-	}
-	b.results.addMean("mem_per_vm", "MB", (before-after)/1e6, n)
-	list, err := b.list(ctx)
-	if err != nil {
-		return err
-	}
-	for _, sandbox := range list.Sandboxes {
-		pss, err := pssBytes(int(sandbox.Pid))
-		if err != nil {
-			return err
-		}
-		b.results.add("vm_pss", "MB", pss/1e6)
-		for name, took := range sandbox.Phases {
-			b.results.addTime(phasePrefix+name, took.AsDuration())
-		}
-	}
-	for _, c := range containers {
-		pss, err := pssBytes(c.pid)
-		if err != nil {
-			return err
-		}
-		b.results.add("relay_pss", "MB", pss/1e6)
-	}
-	return nil
-}
 
 // Memory has settled when it moves by less than settledBytes in settleStep; a
 // machine that is never that quiet is read after settleTime.
@@ -85,7 +23,10 @@ const (
 )
 
 // settledMemory is MemAvailable, in bytes, when it has stopped to move.
-func settledMemory(ctx context.Context) (float64, error) {
+func (b *bench) settledMemory(ctx context.Context) (float64, error) {
+	if b.quick {
+		return field("/proc/meminfo", "MemAvailable:")
+	}
 	tick := time.NewTicker(settleStep)
 	defer tick.Stop()
 	last, err := field("/proc/meminfo", "MemAvailable:")
@@ -124,4 +65,38 @@ func field(path, name string) (float64, error) {
 		}
 	}
 	return 0, fmt.Errorf("%s has no %q", path, name)
+}
+
+// tick is the unit of processor time in /proc/pid/stat: USER_HZ is 100 on every Linux.
+const tick = 10 * time.Millisecond
+
+// cpuTime is the processor time that a process has used (proc(5), /proc/pid/stat).
+func cpuTime(pid int) (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(fields) < 13 {
+		return 0, fmt.Errorf("/proc/%d/stat is cut short", pid)
+	}
+	var sum time.Duration
+	for _, f := range fields[11:13] { // utime, stime
+		n, err := strconv.ParseInt(f, 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+		}
+		sum += time.Duration(n) * tick
+	}
+	return sum, nil
+}
+
+// pause waits, unless ctx ends.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }

@@ -6,17 +6,22 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 )
 
 // definitions are the table's footer, so that it can stand alone.
-const definitions = `run_true_cold: create + start + wait + delete of busybox true by the OCI command line, the caller reaping the process as an engine does;
-  create, start, end (of the process), delete are its parts. exec_true: exec --detach until the process's end. state: the command.
-echo_rtt: a byte into the pty master until the container's tty echoes it. stdout_rate, stdin_rate: 256 MiB by dd bs=64k through the pipe.
-mem_per_vm: the fall of MemAvailable by 10 idle containers, divided (one value). vm_pss, relay_pss: PSS of each QEMU, each relay.
-phase_*: the worker's record of those 10 starts; agent_ready and vm_boot count from the start of QEMU. Samples of both runtimes alternate.
-p95 is by nearest rank, of rates the low one. MB is 10^6 bytes. ratio is bulkhead's median by runc's.`
+const definitions = `run_true_*: create + start + wait + delete of busybox true by the OCI command line, the caller reaping the process as an engine does, with a
+  ready clone of the warm pool, a clone made on demand, a VM that boots. create, start, end (of the process), delete are the parts of the one that is the default.
+exec_true: exec --detach until the process's end. state: the command. echo_rtt: a byte into the pty master until the container's tty echoes it.
+stdout_rate, stdin_rate: 256 MiB by dd bs=64k through the pipe.
+mem_per_vm: the fall of MemAvailable by N idle containers started at once, divided (one value), with KSM off; vm_pss, relay_pss: PSS of each QEMU, each relay, then.
+mem_per_vm_ksm: the same after KSM, mode auto, has settled; ksm_settle_s: from its start until 99 % of the pages that were merged in the end were.
+ksmd_cpu_after: of one core, over 30 s after that. idle_cpu_per_vm: processor time of QEMUs and relays over 30 s, of one core, divided.
+starts_per_s: those N, create and start, 4 at a time. vms_live: containers alive at once, each of which has answered an exec.
+phase_*: the worker's record of starts one after the other; agent_ready and vm_boot count from the start of QEMU. Samples of the runtimes alternate.
+p95 is by nearest rank, of rates the low one. MB is 10^6 bytes. / runc, / runsc: bulkhead's median by theirs.`
 
 // print writes the table in Markdown, which people can read as it is.
 func (r *results) print(w io.Writer, f facts) {
@@ -24,39 +29,70 @@ func (r *results) print(w io.Writer, f facts) {
 	for _, line := range f.lines() {
 		fmt.Fprintln(w, line)
 	}
-	rows := [][]string{{"", "bulkhead median", "p95", "n", "runc median", "p95", "n", "unit", "ratio"}}
+	rows := [][]string{{"", "bulkhead median", "p95", "n", "runc median", "p95", "runsc median", "p95", "unit", "/ runc", "/ runsc"}}
+	beside := map[string]bool{} // numbers shown in the row of another
 	for _, name := range r.names {
-		bare, isRunc := strings.CutPrefix(name, runcPrefix)
-		if _, shown := r.series[bare]; isRunc && shown {
-			continue // beside its twin
+		if bare(name) {
+			for _, prefix := range prefixes[1:] {
+				beside[twin(prefix, name)] = true
+			}
 		}
-		rows = append(rows, r.row(bare))
+	}
+	for _, name := range r.names {
+		if !beside[name] {
+			rows = append(rows, r.row(name))
+		}
 	}
 	fmt.Fprintln(w)
 	table(w, rows)
-	fmt.Fprintf(w, "\n%s\n", definitions)
+	for _, line := range r.leftOut {
+		fmt.Fprintf(w, "\nnot measured: %s", line)
+	}
+	fmt.Fprintf(w, "\n\n%s\n", definitions)
 }
 
+// bare says whether a name is one of bulkhead's.
+func bare(name string) bool {
+	return !slices.ContainsFunc(prefixes[1:], func(prefix string) bool { return strings.HasPrefix(name, prefix) })
+}
+
+// row is a number of bulkhead and its twins, or one that no number of bulkhead stands beside.
 func (r *results) row(name string) []string {
 	cells := []string{name}
 	var unit string
-	var medians []float64
-	for _, full := range []string{name, runcPrefix + name} {
+	var medians [3]float64
+	for i, prefix := range prefixes {
+		full := twin(prefix, name)
+		if !bare(name) {
+			full = ""
+			if strings.HasPrefix(name, prefix) && prefix != "" {
+				full = name
+			}
+		}
 		s, ok := r.series[full]
 		if !ok {
-			cells = append(cells, "", "", "")
+			cells = append(cells, "", "")
+			if i == 0 {
+				cells = append(cells, "")
+			}
 			continue
 		}
 		sum := s.summary()
-		unit = sum.Unit
-		medians = append(medians, sum.Median)
-		cells = append(cells, number(sum.Median), number(sum.P95), strconv.Itoa(sum.N))
+		unit, medians[i] = sum.Unit, sum.Median
+		cells = append(cells, number(sum.Median), number(sum.P95))
+		if i == 0 {
+			cells = append(cells, strconv.Itoa(sum.N))
+		}
 	}
-	ratio := ""
-	if len(medians) == 2 && medians[1] > 0 {
-		ratio = number(medians[0] / medians[1])
+	cells = append(cells, unit)
+	for _, other := range medians[1:] {
+		ratio := ""
+		if medians[0] > 0 && other > 0 {
+			ratio = number(medians[0] / other)
+		}
+		cells = append(cells, ratio)
 	}
-	return append(cells, unit, ratio)
+	return cells
 }
 
 // number keeps about three digits.

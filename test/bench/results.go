@@ -9,6 +9,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -21,9 +22,10 @@ type series struct {
 
 // results are all series, in the order of their first sample.
 type results struct {
-	only   *regexp.Regexp
-	names  []string
-	series map[string]*series
+	only    *regexp.Regexp
+	names   []string
+	series  map[string]*series
+	leftOut []string // what could not be measured, and why
 }
 
 func newResults(only *regexp.Regexp) *results {
@@ -32,6 +34,13 @@ func newResults(only *regexp.Regexp) *results {
 
 // wants says whether one of the names was asked for.
 func (r *results) wants(names ...string) bool { return slices.ContainsFunc(names, r.only.MatchString) }
+
+// leaveOut notes why a name that was asked for has no number.
+func (r *results) leaveOut(name, why string) {
+	if line := name + ": " + why; !slices.Contains(r.leftOut, line) {
+		r.leftOut = append(r.leftOut, line)
+	}
+}
 
 // add notes a sample, if its name was asked for.
 func (r *results) add(name, unit string, value float64) {
@@ -75,9 +84,6 @@ func (s *series) summary() summary {
 func (r *results) write(path string) error {
 	all := map[string]summary{}
 	for name, s := range r.series {
-		if name == runcPrefix+"run_true_cold" { // runc has no VM that could be cold
-			name = runcPrefix + "run_true"
-		}
 		all[name] = s.summary()
 	}
 	text, err := json.MarshalIndent(all, "", "  ")
@@ -106,7 +112,7 @@ func p95(values []float64, unit string) float64 {
 		return 0
 	}
 	sorted := slices.Sorted(slices.Values(values))
-	if unit == "MB/s" {
+	if strings.HasSuffix(unit, "/s") {
 		slices.Reverse(sorted)
 	}
 	return sorted[int(math.Ceil(0.95*float64(len(sorted))))-1]

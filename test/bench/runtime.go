@@ -11,12 +11,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
 const runcPrefix = "runc_"
+
+// prefixes are those of the runtimes, bulkhead's first.
+var prefixes = []string{"", runcPrefix, runscPrefix}
 
 // commandTime bounds one runtime command; a create boots a VM.
 const commandTime = 2 * time.Minute
@@ -26,8 +30,12 @@ type runtime struct {
 	prefix string // of the names of its numbers
 	binary string
 	global []string
+	names  []string      // what can be measured of it; nil is everything
 	hint   func() string // what a failure should carry besides, may be nil
 }
+
+// has says whether a number of this name is taken of the runtime.
+func (rt *runtime) has(name string) bool { return rt.names == nil || slices.Contains(rt.names, name) }
 
 // stdio are the standard streams of a container process; nil is /dev/null.
 type stdio struct {
