@@ -66,9 +66,10 @@ func newFeatures(selinux bool) *features.Features {
 }
 
 // unsafeAnnotations are those by which a container gets into the VM of another
-// one: engines must not let a user choose them.
+// one, or its memory merged with those of another trust class: engines must not
+// let a user choose them.
 func unsafeAnnotations() []string {
-	var names []string
+	names := []string{vmv1.AnnotationTrustClass}
 	for _, a := range vmv1.PodAnnotations() {
 		names = append(names, a.Kind, a.Sandbox)
 	}

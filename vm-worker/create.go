@@ -129,6 +129,9 @@ func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
 	}
 	p.joins = at.joins
 	if at.sb != nil {
+		if err := at.sb.mergesLike(p); err != nil {
+			return nil, err
+		}
 		return at.sb, at.sb.takes(p)
 	}
 	if running := w.runningLocked(); running >= w.cfg.MaxVMs {
@@ -136,6 +139,7 @@ func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
 	}
 	return w.newSandbox(&vmv1.Sandbox{
 		Id: newSandboxID(), Created: timestamppb.Now(), Selinux: p.labelled(), MountLabels: []string{p.mountLabel},
+		TrustClass: p.trustClass(), Mergeable: p.mergeable(w.cfg.MergeClass),
 	}), nil
 }
 

@@ -35,6 +35,7 @@ type plan struct {
 	oomScoreAdj *int // of the VM's process; nil leaves it as inherited
 
 	processLabel, mountLabel string // SELinux labels; empty: none asked for
+	merging                  vmv1.Merging
 	share                    string // tag of the share for the label of its files; empty: the one that every VM has
 }
 
@@ -69,6 +70,10 @@ func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
 	p.mountLabel = p.spec.Linux.MountLabel
 	if p.labelled() && !cfg.SELinux {
 		return nil, bus.Errorf(bus.InvalidArgument, "container %s asks for an SELinux label, and [vm] selinux = false switches labels off on this host", ref.Id)
+	}
+	var err error
+	if p.merging, err = vmv1.ReadMerging(p.spec.Annotations); err != nil {
+		return nil, bus.Errorf(bus.InvalidArgument, "container %s: %w", ref.Id, err)
 	}
 	if err := p.planMounts(); err != nil {
 		return nil, err

@@ -133,6 +133,7 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo 
 		Accelerator: accel, AcceleratorReason: reason,
 		CgroupProcs: cgroupProcs,
 		OOMScoreAdj: p.oomScoreAdj,
+		Mergeable:   s.record().Mergeable,
 		KernelArgs:  s.kernelArgs(),
 	})
 	if err != nil {

@@ -61,6 +61,7 @@ type VM struct {
 	VCPUs       int      `toml:"vcpus"`        // CPUs of a container without a quota
 	BootTimeout Duration `toml:"boot_timeout"` // from the start of QEMU to the agent's first word
 	MaxVMs      int      `toml:"max_vms"`      // more are refused
+	MergeClass  string   `toml:"merge_class"`  // the one trust class whose VMs' memory the host may merge; empty: none
 	SELinux     bool     `toml:"selinux"`      // SELinux labels of containers are applied in the guest, else refused
 }
 
@@ -99,6 +100,7 @@ func Default() *Config {
 			VCPUs:       1,
 			BootTimeout: Duration{60 * time.Second},
 			MaxVMs:      128,
+			MergeClass:  "default",
 			SELinux:     true,
 		},
 	}

@@ -25,6 +25,7 @@ var (
 	hostIDPattern = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
 	logLevels     = []string{"trace", "debug", "info", "warn", "error", "off"}
 	serviceNames  = []string{"vm", "net", "ksm"}
+	classPattern  = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,63}$`)
 	hypervisors   = []string{"qemu-q35", "fake"}
 	accelerators  = []string{"auto", "kvm", "tcg"}
 )
@@ -70,6 +71,9 @@ func (v *VM) problems() []error {
 	bad.between("[vm] overhead_mib", v.OverheadMiB, 0, 1<<16)
 	bad.between("[vm] vcpus", v.VCPUs, 1, 255)
 	bad.between("[vm] max_vms", v.MaxVMs, 1, 1<<16)
+	if !classPattern.MatchString(v.MergeClass) {
+		bad.add("[vm] merge_class %q must be the name of a trust class, at most 63 characters of A-Z a-z 0-9 _ . -, or empty", v.MergeClass)
+	}
 	if v.BootTimeout.Duration <= 0 {
 		bad.add("[vm] boot_timeout %q must be more than nothing", v.BootTimeout)
 	}

@@ -62,6 +62,9 @@ type Spec struct {
 	// OOMScoreAdj is the process's oom_score_adj; lowering it may be refused by
 	// the host, which is tolerated. Nil leaves it as inherited.
 	OOMScoreAdj *int
+	// Mergeable lets the host merge pages of the guest's memory with equal ones of
+	// other processes (madvise(2), MADV_MERGEABLE).
+	Mergeable bool
 	// Launched, when set, is called with the complete record after the process
 	// exists and before it runs the hypervisor. Its error stops the launch.
 	Launched func(Record) error `json:"-"`

@@ -575,6 +575,8 @@ type Sandbox struct {
 	Network           *v1.Namespace                   `protobuf:"bytes,20,opt,name=network,proto3" json:"network,omitempty"`                                                                         // the network namespace on the host of which its guest has the network
 	NetworkPolicy     *v1.Policy                      `protobuf:"bytes,21,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"`                                        // as its first container asked
 	Selinux           bool                            `protobuf:"varint,40,opt,name=selinux,proto3" json:"selinux,omitempty"`                                                                        // the guest enforces an SELinux policy: its first container asked for a label
+	TrustClass        string                          `protobuf:"bytes,50,opt,name=trust_class,json=trustClass,proto3" json:"trust_class,omitempty"`                                                 // who chose the class chose the VMs whose memory the host may share with this one's
+	Mergeable         bool                            `protobuf:"varint,51,opt,name=mergeable,proto3" json:"mergeable,omitempty"`                                                                    // the host may merge its memory with that of other VMs of its class (KSM)
 	MountLabels       []string                        `protobuf:"bytes,41,rep,name=mount_labels,json=mountLabels,proto3" json:"mount_labels,omitempty"`                                              // SELinux labels of the host's files in the guest, one for each share; empty: the policy's own
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -725,6 +727,20 @@ func (x *Sandbox) GetNetworkPolicy() *v1.Policy {
 func (x *Sandbox) GetSelinux() bool {
 	if x != nil {
 		return x.Selinux
+	}
+	return false
+}
+
+func (x *Sandbox) GetTrustClass() string {
+	if x != nil {
+		return x.TrustClass
+	}
+	return ""
+}
+
+func (x *Sandbox) GetMergeable() bool {
+	if x != nil {
+		return x.Mergeable
 	}
 	return false
 }
@@ -2724,7 +2740,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\bfollowed\x182 \x03(\v2\x18.bulkhead.vm.v1.FollowedR\bfollowed\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe4\x05\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\x06\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1e\n" +
@@ -2748,7 +2764,10 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"end_reason\x18\x0e \x01(\tR\tendReason\x124\n" +
 	"\anetwork\x18\x14 \x01(\v2\x1a.bulkhead.net.v1.NamespaceR\anetwork\x12>\n" +
 	"\x0enetwork_policy\x18\x15 \x01(\v2\x17.bulkhead.net.v1.PolicyR\rnetworkPolicy\x12\x18\n" +
-	"\aselinux\x18( \x01(\bR\aselinux\x12!\n" +
+	"\aselinux\x18( \x01(\bR\aselinux\x12\x1f\n" +
+	"\vtrust_class\x182 \x01(\tR\n" +
+	"trustClass\x12\x1c\n" +
+	"\tmergeable\x183 \x01(\bR\tmergeable\x12!\n" +
 	"\fmount_labels\x18) \x03(\tR\vmountLabels\x1aT\n" +
 	"\vPhasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +

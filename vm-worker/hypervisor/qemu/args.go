@@ -43,7 +43,7 @@ func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
 		"-no-reboot",
 		// hpet=off lets an idle guest under TCG sleep; the rest is hardware that no
 		// guest of ours has a driver for, and code a hostile one could reach.
-		"-machine", "q35,hpet=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,usb=off,dump-guest-core=off,mem-merge=on",
+		"-machine", "q35,hpet=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,usb=off,dump-guest-core=off,mem-merge=" + onOff(s.Mergeable),
 		"-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1",
 		"-m", memory(s, imageBytes),
 		"-smp", processors(s),
@@ -84,6 +84,13 @@ func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
 		"-fsdev", "local,id="+shareFsdev+",path="+share.ExportDir+",security_model=passthrough,multidevs=remap",
 		"-device", "virtio-9p-pci,id=share0,fsdev="+shareFsdev+",mount_tag=share",
 	)
+}
+
+func onOff(b bool) string {
+	if b {
+		return "on"
+	}
+	return "off"
 }
 
 func acceleration(a hypervisor.Accelerator) []string {
