@@ -113,11 +113,11 @@ lint: $(GOLANGCI) ## formatting, vet, golangci-lint, import directions, generate
 
 .PHONY: unit
 unit: build guest $(NATSCLI) ## unit and room tests (real bus, real QEMU where a room needs it)
-	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) test -timeout 20m -tags 'netgo osusergo seccomp runc_nocriu' $$($(GO) list ./... | grep -v 'bulkhead/test/\(e2e\|lint\)')
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) run ./test/verdict -timeout 20m -tags 'netgo osusergo seccomp runc_nocriu' $$($(GO) list ./... | grep -v 'bulkhead/test/\(e2e\|lint\)')
 
 .PHONY: e2e
 e2e: build guest $(NATSCLI) ## end-to-end tests: Docker, faults, the nats CLI, one service alone
-	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) test -count=1 -timeout 40m -v ./test/e2e
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) run ./test/verdict -v -count=1 -timeout 40m ./test/e2e
 
 .PHONY: conformance
 conformance: build guest $(BUILD)/conformance/probe $(CRICTL) ## the conformance suite, Bulkhead and runc side by side; UPDATE=1 writes docs/conformance.md

@@ -114,10 +114,20 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return errors.Join(err, h.Stop())
 	}
+	var differs []string
 	results, err := conformance.Run(ctx, conformance.Options{
 		Ground: ground, Runtimes: runtimes, Only: only, Workers: o.workers,
-		Progress: func(line string) { fmt.Println("DIFFERS", line) },
+		Progress: func(line string) {
+			differs = append(differs, line)
+			fmt.Println("DIFFERS", line)
+		},
 	}, chosen...)
+	// Again at the end: who keeps only the tail of a log has the reason in it.
+	defer func() {
+		for _, line := range differs {
+			fmt.Println("FAILED", line)
+		}
+	}()
 	err = errors.Join(err, h.NoRecords(), h.Stop(), ground.NothingLeft(links))
 	if err != nil {
 		return err
