@@ -80,13 +80,7 @@ var podmanChains = []chain{
 		name: "podman run --rm bridge", says: "the container has an interface of a network of CNI",
 		declared: differs("this version gives VMs no network yet: use --network none", "networks are not yet supported; refused, and the network is taken away again"),
 		act: func(t *trial) {
-			if err := t.bench.podmanEngine.AddNetwork(); err != nil {
-				t.complain("%w", err)
-			}
 			t.podman(t.podmanRun(opts("--rm", "--network", engine.PodmanNetwork), "sh", "-c", "grep -c eth0: /proc/net/dev")...).ends(0, "1\n")
-			if err := t.bench.podmanEngine.RemoveBridge(t.ctx); err != nil {
-				t.complain("%w", err)
-			}
 		},
 	}, {
 		name: "podman run preserve-fds", says: "a descriptor of the caller is the container's, too",

@@ -65,9 +65,6 @@ disabled_plugins = [
         Root = %q
 `
 
-// cniPlugins is where Debian's package containernetworking-plugins puts them.
-const cniPlugins = "/usr/lib/cni"
-
 // noNetwork is a CNI plugin that says what containerd insists on, an address of
 // eth0, and makes nothing.
 const noNetwork = `#!/bin/sh

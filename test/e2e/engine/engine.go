@@ -2,11 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package engine gives end-to-end tests engines of their own, which know the
-// runtimes under test and touch no network: a containerd with its ctr, a dockerd
-// upon it, and a podman.
+// runtimes under test: a containerd with its ctr, a dockerd upon it, and a podman.
+// Each has a network namespace of its own for its bridges and its rules of the
+// firewall.
 //
 // It may import test/e2e/host and nothing of the product. The invariant: nothing
-// of an engine that the machine may already have is used or changed.
+// of an engine that the machine may already have is used or changed, and the
+// machine's network is not touched.
 package engine
 
 import (
@@ -17,6 +19,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,6 +49,8 @@ type Runtime struct {
 
 // Engine is a running dockerd.
 type Engine struct {
+	Net *host.Netns // in which both daemons run
+
 	dir        string
 	ground     *host.Ground
 	containerd *host.Process
@@ -83,13 +88,16 @@ func Start(ctx context.Context, g *host.Ground, runtimes map[string]Runtime) (_ 
 			err = errors.Join(err, e.Stop())
 		}
 	}()
+	if e.Net, err = host.NewNetns(); err != nil {
+		return nil, err
+	}
 	address := e.containerdAddress()
 	config := filepath.Join(e.dir, "containerd.toml")
 	text := fmt.Sprintf(containerdConfig, filepath.Join(g.Data, "containerd"), filepath.Join(e.dir, "containerd"), address)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	e.containerd, err = host.StartProcess(ctx, e.dir, "containerd", nil, containerdPath, "--config", config)
+	e.containerd, err = host.StartProcess(ctx, e.dir, "containerd", nil, e.Net.Args(containerdPath, "--config", config)...)
 	if err != nil {
 		return nil, fmt.Errorf("is the Debian package containerd installed? %w", err)
 	}
@@ -115,12 +123,11 @@ func Start(ctx context.Context, g *host.Ground, runtimes map[string]Runtime) (_ 
 // startDockerd starts dockerd. With live-restore, containers outlive it.
 func (e *Engine) startDockerd(ctx context.Context) error {
 	var err error
-	e.dockerd, err = host.StartProcess(ctx, e.dir, "dockerd", nil, dockerdPath,
+	e.dockerd, err = host.StartProcess(ctx, e.dir, "dockerd", nil, e.Net.Args(dockerdPath,
 		"--config-file", filepath.Join(e.dir, "daemon.json"),
 		"-H", e.address(), "--containerd", e.containerdAddress(),
 		"--data-root", filepath.Join(e.ground.Data, "docker"), "--exec-root", filepath.Join(e.dir, "exec"), "--pidfile", filepath.Join(e.dir, "dockerd.pid"),
-		"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--ip-forward=false",
-		"--storage-driver=overlay2", "--cgroup-parent=/"+e.ground.Token, "--live-restore")
+		"--storage-driver=overlay2", "--cgroup-parent=/"+e.ground.Token, "--live-restore")...)
 	if err != nil {
 		return fmt.Errorf("is the Debian package docker.io installed? %w", err)
 	}
@@ -189,6 +196,9 @@ func (e *Engine) Stop() error {
 		errs = append(errs, e.removeTasks(ctx), e.containerd.Stop())
 	}
 	errs = append(errs, e.releaseMounts(), removeCgroups(e.ground.Token), removeCgroups(e.ctrParent()))
+	if e.Net != nil {
+		errs = append(errs, linksLeft(e.Net), e.Net.Close())
+	}
 	return errors.Join(errs...)
 }
 
@@ -222,6 +232,25 @@ func (e *Engine) removeAll(ctx context.Context) error {
 	}
 	if err != nil {
 		return fmt.Errorf("remove the containers that tests left: %w", err)
+	}
+	return nil
+}
+
+// bridges are what engines call those of their networks, which they keep.
+var bridges = []string{"docker0", "br-", "cni"}
+
+// linksLeft complains of what containers left in the namespace of an engine: the
+// engine's end of a veth goes with the container's.
+func linksLeft(n *host.Netns) error {
+	links, err := n.Links()
+	if err != nil {
+		return err
+	}
+	links = slices.DeleteFunc(links, func(link string) bool {
+		return link == "lo" || slices.ContainsFunc(bridges, func(prefix string) bool { return strings.HasPrefix(link, prefix) })
+	})
+	if len(links) > 0 {
+		return fmt.Errorf("containers left the interfaces %s beside the engine", strings.Join(links, ", "))
 	}
 	return nil
 }

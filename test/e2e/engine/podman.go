@@ -24,9 +24,11 @@ const podmanPath = "/usr/bin/podman"
 // up in files of the machine.
 const PodmanImage = "localhost/" + Image
 
-// Podman is podman and conmon with storage, state and configuration of their
-// own. There is no daemon.
+// Podman is podman and conmon with storage, state, configuration and a network
+// namespace of their own. There is no daemon.
 type Podman struct {
+	Net *host.Netns // in which every command runs
+
 	dir, data string
 	runtime   string
 	ground    *host.Ground
@@ -41,6 +43,8 @@ netns = "none"
 log_driver = "k8s-file"
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 [network]
+network_backend = "cni"
+cni_plugin_dirs = ["` + cniPlugins + `"]
 network_config_dir = %[1]q
 [engine]
 cgroup_manager = "cgroupfs"
@@ -82,6 +86,9 @@ func NewPodman(ctx context.Context, g *host.Ground, name string, r Runtime, setU
 			err = errors.Join(err, p.Stop())
 		}
 	}()
+	if p.Net, err = host.NewNetns(); err != nil {
+		return nil, err
+	}
 	p.runtime = filepath.Join(p.dir, name)
 	_, setUp, found := strings.Cut(setUp, engineTable)
 	if !found || !strings.Contains(setUp, strconv.Quote(r.Path)) {
@@ -95,6 +102,7 @@ func NewPodman(ctx context.Context, g *host.Ground, name string, r Runtime, setU
 		writeWrapper(p.runtime, r),
 		os.WriteFile(p.conf(), []byte(conf), 0o600),
 		os.WriteFile(p.storageConf(), []byte(storage), 0o600),
+		p.writeNetworks(),
 	); err != nil {
 		return nil, err
 	}
@@ -120,7 +128,7 @@ func (p *Podman) Env() []string {
 // Args is the command line of a podman command, in a directory of its own:
 // conmon writes of an OOM kill where it was started.
 func (p *Podman) Args(args ...string) []string {
-	return append([]string{"/usr/bin/env", "--chdir=" + p.dir, podmanPath}, args...)
+	return p.Net.Args(append([]string{"/usr/bin/env", "--chdir=" + p.dir, podmanPath}, args...)...)
 }
 
 // Runtime is the program that podman runs as the runtime.
@@ -140,6 +148,9 @@ func (p *Podman) Podman(ctx context.Context, stdin io.Reader, args ...string) (h
 // Stop removes the containers and pods, which must work, and what podman leaves
 // of its storage.
 func (p *Podman) Stop() error {
+	if p.Net == nil {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
 	errs := []error{
@@ -151,6 +162,7 @@ func (p *Podman) Stop() error {
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		errs = append(errs, fmt.Errorf("unmount podman's storage: %w", err))
 	}
+	errs = append(errs, linksLeft(p.Net), p.Net.Close())
 	return errors.Join(append(errs, removeCgroups(p.parent()+"/conmon"), removeCgroups(p.parent()))...)
 }
 
