@@ -23,7 +23,7 @@ type rule struct {
 }
 
 var rules = []rule{
-	{"proto", nil, "the contracts know nobody"},
+	{"proto", []string{"proto"}, "the contracts know nobody but each other"},
 	{"bus", []string{"bus", "proto"}, "the bus is beneath every service"},
 	{"agent", []string{"agent", "bus", "proto"}, "the guest's agent meets the services on the bus alone"},
 	{"runtime-frontend", []string{"runtime-frontend", "bus", "proto"}, "the frontend meets the services on the bus alone"},
