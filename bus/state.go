@@ -16,6 +16,7 @@ import (
 const (
 	BucketContainers = "containers" // bulkhead.vm.v1.Container by ContainerKey
 	BucketSandboxes  = "sandboxes"  // bulkhead.vm.v1.Sandbox by Token(id)
+	BucketNetworks   = "networks"   // bulkhead.net.v1.Attachment by Token(sandbox)
 	BucketOperations = "operations" // operation records by operation id
 )
 
@@ -36,6 +37,7 @@ func CreateState(ctx context.Context, c *Conn) error {
 	buckets := []jetstream.KeyValueConfig{
 		{Bucket: BucketContainers, Description: "containers, as protojson bulkhead.vm.v1.Container", History: recordHistory},
 		{Bucket: BucketSandboxes, Description: "virtual machines, as protojson bulkhead.vm.v1.Sandbox", History: recordHistory},
+		{Bucket: BucketNetworks, Description: "networks of virtual machines, as protojson bulkhead.net.v1.Attachment", History: recordHistory},
 		// History 1: with more, the server stretches a TTL to its marker's.
 		{Bucket: BucketOperations, Description: "outcomes of operations, kept for ten minutes", History: 1, TTL: operationLife},
 	}

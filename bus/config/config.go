@@ -35,8 +35,9 @@ var Example string
 
 // Config is the whole file.
 type Config struct {
-	Host Host `toml:"host"`
-	VM   VM   `toml:"vm"`
+	Host    Host    `toml:"host"`
+	VM      VM      `toml:"vm"`
+	Network Network `toml:"network"`
 }
 
 // Host is the section of the daemon and its bus.
@@ -63,6 +64,15 @@ type VM struct {
 	MaxVMs      int      `toml:"max_vms"`      // more are refused
 	MergeClass  string   `toml:"merge_class"`  // the one trust class whose VMs' memory the host may merge; empty: none
 	SELinux     bool     `toml:"selinux"`      // SELinux labels of containers are applied in the guest, else refused
+}
+
+// Network is the section of the network service: what holds for a VM whose
+// request says nothing else.
+type Network struct {
+	Model           string `toml:"model"`            // tc, macvtap, bridge or none
+	Queues          int    `toml:"queues"`           // most queue pairs of a NIC
+	SpoofProtection bool   `toml:"spoof_protection"` // a VM sends with its own addresses only
+	Vhost           bool   `toml:"vhost"`            // /dev/vhost-net is used where there is one
 }
 
 // Duration is a time.Duration written as "30s".
@@ -102,6 +112,12 @@ func Default() *Config {
 			MaxVMs:      128,
 			MergeClass:  "default",
 			SELinux:     true,
+		},
+		Network: Network{
+			Model:           "tc",
+			Queues:          8,
+			SpoofProtection: true,
+			Vhost:           true,
 		},
 	}
 }

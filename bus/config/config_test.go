@@ -60,8 +60,8 @@ func TestWrongFilesAreRefusedInASentence(t *testing.T) {
 		want       []string
 	}{
 		{"unknown option", "[host]\nid = \"a\"\nlog_levle = \"info\"\n", []string{"line 3", `[host] has no option "log_levle"`, "log_level"}},
-		{"unknown section", "[hots]\nid = \"a\"\n", []string{"line", "hots", "host, vm"}},
-		{"top-level option", "id = \"a\"\n", []string{"line 1", `"id"`, "host, vm"}},
+		{"unknown section", "[hots]\nid = \"a\"\n", []string{"line", "hots", "host, network, vm"}},
+		{"top-level option", "id = \"a\"\n", []string{"line 1", `"id"`, "host, network, vm"}},
 		{"wrong type", "[vm]\nmax_vms = \"many\"\n", []string{"line 2", "max_vms"}},
 		{"not toml", "[host\n", []string{"line 1"}},
 		{"duration", "[vm]\nboot_timeout = \"soon\"\n", []string{"soon", "30s"}},
@@ -76,6 +76,8 @@ func TestWrongFilesAreRefusedInASentence(t *testing.T) {
 		{"service twice", "[host]\nservices = [\"vm\", \"vm\"]\n", []string{"twice"}},
 		{"hypervisor", "[vm]\nhypervisor = \"xen\"\n", []string{"xen", "qemu-q35"}},
 		{"memory", "[vm]\nmemory_mib = 3\n", []string{"memory_mib 3", "64"}},
+		{"model", "[network]\nmodel = \"nat\"\n", []string{"[network] model", "nat", "macvtap"}},
+		{"queues", "[network]\nqueues = 0\n", []string{"[network] queues 0", "1 to 256"}},
 		{"two at once", "[vm]\nmemory_mib = 3\nvcpus = 0\n", []string{"memory_mib", "vcpus"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

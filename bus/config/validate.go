@@ -28,11 +28,12 @@ var (
 	classPattern  = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,63}$`)
 	hypervisors   = []string{"qemu-q35", "fake"}
 	accelerators  = []string{"auto", "kvm", "tcg"}
+	models        = []string{"tc", "macvtap", "bridge", "none"}
 )
 
 // Validate checks the values; all that is wrong is said at once.
 func (c *Config) Validate() error {
-	return errors.Join(append(c.Host.problems(), c.VM.problems()...)...)
+	return errors.Join(slices.Concat(c.Host.problems(), c.VM.problems(), c.Network.problems())...)
 }
 
 func (h *Host) problems() []error {
@@ -77,6 +78,13 @@ func (v *VM) problems() []error {
 	if v.BootTimeout.Duration <= 0 {
 		bad.add("[vm] boot_timeout %q must be more than nothing", v.BootTimeout)
 	}
+	return bad
+}
+
+func (n *Network) problems() []error {
+	var bad problems
+	bad.oneOf("[network] model", n.Model, models)
+	bad.between("[network] queues", n.Queues, 1, 256)
 	return bad
 }
 

@@ -112,8 +112,11 @@ func runVM(ctx context.Context, conn *bus.Conn, cfg *config.Config, log hclog.Lo
 	})
 }
 
-func runNetwork(ctx context.Context, conn *bus.Conn, _ *config.Config, log hclog.Logger, serving func()) error {
-	return network.Run(ctx, network.Deps{Conn: conn, Log: log, Version: version.Version, Serving: serving})
+func runNetwork(ctx context.Context, conn *bus.Conn, cfg *config.Config, log hclog.Logger, serving func()) error {
+	return network.Run(ctx, network.Deps{
+		Conn: conn, RunDir: cfg.Host.RunDir, Config: cfg.Network,
+		Log: log, Version: version.Version, Serving: serving,
+	})
 }
 
 func runKSM(ctx context.Context, conn *bus.Conn, _ *config.Config, log hclog.Logger, serving func()) error {

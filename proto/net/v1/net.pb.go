@@ -184,6 +184,7 @@ type Network struct {
 	Routes        []*Route               `protobuf:"bytes,2,rep,name=routes,proto3" json:"routes,omitempty"`         // of the tables main and others, without those that addresses bring
 	Neighbours    []*Neighbour           `protobuf:"bytes,3,rep,name=neighbours,proto3" json:"neighbours,omitempty"` // static ones
 	Listeners     []*Listener            `protobuf:"bytes,4,rep,name=listeners,proto3" json:"listeners,omitempty"`   // what listens on loopback addresses of the namespace
+	Rules         []*Rule                `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`           // of policy routing, without the three that every namespace has
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -246,6 +247,13 @@ func (x *Network) GetListeners() []*Listener {
 	return nil
 }
 
+func (x *Network) GetRules() []*Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
 type Link struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`        // of the NIC; follows from the index, and is never used again while the sandbox lives
@@ -257,6 +265,7 @@ type Link struct {
 	Up            bool                   `protobuf:"varint,7,opt,name=up,proto3" json:"up,omitempty"`
 	TxChecksumOff bool                   `protobuf:"varint,8,opt,name=tx_checksum_off,json=txChecksumOff,proto3" json:"tx_checksum_off,omitempty"` // the namespace's link computes checksums itself
 	Addresses     []*Address             `protobuf:"bytes,9,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Noarp         bool                   `protobuf:"varint,10,opt,name=noarp,proto3" json:"noarp,omitempty"` // the link resolves no addresses, as an ipvlan in mode l3
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -352,6 +361,13 @@ func (x *Link) GetAddresses() []*Address {
 		return x.Addresses
 	}
 	return nil
+}
+
+func (x *Link) GetNoarp() bool {
+	if x != nil {
+		return x.Noarp
+	}
+	return false
 }
 
 type Address struct {
@@ -451,7 +467,9 @@ type Route struct {
 	Table         uint32                 `protobuf:"varint,9,opt,name=table,proto3" json:"table,omitempty"` // 254 is main
 	Onlink        bool                   `protobuf:"varint,10,opt,name=onlink,proto3" json:"onlink,omitempty"`
 	Mtu           uint32                 `protobuf:"varint,11,opt,name=mtu,proto3" json:"mtu,omitempty"`
-	NextHops      []*NextHop             `protobuf:"bytes,12,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"` // of a multipath route
+	NextHops      []*NextHop             `protobuf:"bytes,12,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"`                                                          // of a multipath route
+	Metrics       map[string]uint32      `protobuf:"bytes,13,rep,name=metrics,proto3" json:"metrics,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"` // by the names of ip-route(8): advmss, hoplimit, initcwnd, initrwnd, …
+	Tos           uint32                 `protobuf:"varint,14,opt,name=tos,proto3" json:"tos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -570,6 +588,20 @@ func (x *Route) GetNextHops() []*NextHop {
 	return nil
 }
 
+func (x *Route) GetMetrics() map[string]uint32 {
+	if x != nil {
+		return x.Metrics
+	}
+	return nil
+}
+
+func (x *Route) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
+}
+
 type NextHop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Gateway       string                 `protobuf:"bytes,1,opt,name=gateway,proto3" json:"gateway,omitempty"`
@@ -638,6 +670,123 @@ func (x *NextHop) GetOnlink() bool {
 	return false
 }
 
+// Rule is a rule of policy routing (ip-rule(8)).
+type Rule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Priority      uint32                 `protobuf:"varint,1,opt,name=priority,proto3" json:"priority,omitempty"`
+	Ipv6          bool                   `protobuf:"varint,2,opt,name=ipv6,proto3" json:"ipv6,omitempty"`
+	Source        string                 `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`           // prefix
+	Destination   string                 `protobuf:"bytes,4,opt,name=destination,proto3" json:"destination,omitempty"` // prefix
+	Table         uint32                 `protobuf:"varint,5,opt,name=table,proto3" json:"table,omitempty"`
+	Mark          uint32                 `protobuf:"varint,6,opt,name=mark,proto3" json:"mark,omitempty"`
+	MarkMask      uint32                 `protobuf:"varint,7,opt,name=mark_mask,json=markMask,proto3" json:"mark_mask,omitempty"`
+	InLink        string                 `protobuf:"bytes,8,opt,name=in_link,json=inLink,proto3" json:"in_link,omitempty"`    // id
+	OutLink       string                 `protobuf:"bytes,9,opt,name=out_link,json=outLink,proto3" json:"out_link,omitempty"` // id
+	Invert        bool                   `protobuf:"varint,10,opt,name=invert,proto3" json:"invert,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_net_v1_net_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_net_v1_net_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_net_v1_net_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Rule) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Rule) GetIpv6() bool {
+	if x != nil {
+		return x.Ipv6
+	}
+	return false
+}
+
+func (x *Rule) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Rule) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *Rule) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Rule) GetMark() uint32 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
+func (x *Rule) GetMarkMask() uint32 {
+	if x != nil {
+		return x.MarkMask
+	}
+	return 0
+}
+
+func (x *Rule) GetInLink() string {
+	if x != nil {
+		return x.InLink
+	}
+	return ""
+}
+
+func (x *Rule) GetOutLink() string {
+	if x != nil {
+		return x.OutLink
+	}
+	return ""
+}
+
+func (x *Rule) GetInvert() bool {
+	if x != nil {
+		return x.Invert
+	}
+	return false
+}
+
 type Neighbour struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -649,7 +798,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_net_v1_net_proto_msgTypes[7]
+	mi := &file_net_v1_net_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +810,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[7]
+	mi := &file_net_v1_net_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +823,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{7}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Neighbour) GetAddress() string {
@@ -710,7 +859,7 @@ type Listener struct {
 
 func (x *Listener) Reset() {
 	*x = Listener{}
-	mi := &file_net_v1_net_proto_msgTypes[8]
+	mi := &file_net_v1_net_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -722,7 +871,7 @@ func (x *Listener) String() string {
 func (*Listener) ProtoMessage() {}
 
 func (x *Listener) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[8]
+	mi := &file_net_v1_net_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -735,7 +884,7 @@ func (x *Listener) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Listener.ProtoReflect.Descriptor instead.
 func (*Listener) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{8}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Listener) GetProtocol() string {
@@ -770,14 +919,16 @@ type Attachment struct {
 	Network       *Network               `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"`
 	Nics          []*Nic                 `protobuf:"bytes,6,rep,name=nics,proto3" json:"nics,omitempty"` // the host's side, one for each link
 	Attached      *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=attached,proto3" json:"attached,omitempty"`
-	Problems      []string               `protobuf:"bytes,8,rep,name=problems,proto3" json:"problems,omitempty"` // sentences: what of the namespace the VM cannot have, and why
+	Problems      []string               `protobuf:"bytes,8,rep,name=problems,proto3" json:"problems,omitempty"`        // sentences: what of the namespace the VM cannot have, and why
+	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`              // attaching, attached, detaching
+	Retired       []int32                `protobuf:"varint,10,rep,packed,name=retired,proto3" json:"retired,omitempty"` // indices of links that went: their ids are not used again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Attachment) Reset() {
 	*x = Attachment{}
-	mi := &file_net_v1_net_proto_msgTypes[9]
+	mi := &file_net_v1_net_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +940,7 @@ func (x *Attachment) String() string {
 func (*Attachment) ProtoMessage() {}
 
 func (x *Attachment) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[9]
+	mi := &file_net_v1_net_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +953,7 @@ func (x *Attachment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attachment.ProtoReflect.Descriptor instead.
 func (*Attachment) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{9}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Attachment) GetSandbox() string {
@@ -861,6 +1012,20 @@ func (x *Attachment) GetProblems() []string {
 	return nil
 }
 
+func (x *Attachment) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Attachment) GetRetired() []int32 {
+	if x != nil {
+		return x.Retired
+	}
+	return nil
+}
+
 // Nic is the host's side of a NIC: what was made for it in the namespace.
 type Nic struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -868,15 +1033,19 @@ type Nic struct {
 	Device        string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"` // name of the tap or macvtap in the namespace
 	Model         string                 `protobuf:"bytes,3,opt,name=model,proto3" json:"model,omitempty"`
 	Queues        uint32                 `protobuf:"varint,4,opt,name=queues,proto3" json:"queues,omitempty"`
-	Vhost         bool                   `protobuf:"varint,5,opt,name=vhost,proto3" json:"vhost,omitempty"`  // the host's kernel moves the packets
-	Bridge        string                 `protobuf:"bytes,6,opt,name=bridge,proto3" json:"bridge,omitempty"` // name of the bridge, model bridge
+	Vhost         bool                   `protobuf:"varint,5,opt,name=vhost,proto3" json:"vhost,omitempty"`                                    // the host's kernel moves the packets
+	Bridge        string                 `protobuf:"bytes,6,opt,name=bridge,proto3" json:"bridge,omitempty"`                                   // name of the bridge, model bridge
+	LinkIndex     int32                  `protobuf:"varint,7,opt,name=link_index,json=linkIndex,proto3" json:"link_index,omitempty"`           // of the link it is joined to
+	QdiscFound    bool                   `protobuf:"varint,8,opt,name=qdisc_found,json=qdiscFound,proto3" json:"qdisc_found,omitempty"`        // the link had a clsact or ingress qdisc before, which stays
+	LinkMac       string                 `protobuf:"bytes,9,opt,name=link_mac,json=linkMac,proto3" json:"link_mac,omitempty"`                  // what the link had before, model bridge: it is given back
+	AllMulticast  bool                   `protobuf:"varint,10,opt,name=all_multicast,json=allMulticast,proto3" json:"all_multicast,omitempty"` // the link was told to take all multicast, which is taken back
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Nic) Reset() {
 	*x = Nic{}
-	mi := &file_net_v1_net_proto_msgTypes[10]
+	mi := &file_net_v1_net_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -888,7 +1057,7 @@ func (x *Nic) String() string {
 func (*Nic) ProtoMessage() {}
 
 func (x *Nic) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[10]
+	mi := &file_net_v1_net_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -901,7 +1070,7 @@ func (x *Nic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nic.ProtoReflect.Descriptor instead.
 func (*Nic) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{10}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Nic) GetLink() string {
@@ -946,6 +1115,34 @@ func (x *Nic) GetBridge() string {
 	return ""
 }
 
+func (x *Nic) GetLinkIndex() int32 {
+	if x != nil {
+		return x.LinkIndex
+	}
+	return 0
+}
+
+func (x *Nic) GetQdiscFound() bool {
+	if x != nil {
+		return x.QdiscFound
+	}
+	return false
+}
+
+func (x *Nic) GetLinkMac() string {
+	if x != nil {
+		return x.LinkMac
+	}
+	return ""
+}
+
+func (x *Nic) GetAllMulticast() bool {
+	if x != nil {
+		return x.AllMulticast
+	}
+	return false
+}
+
 // AttachRequest wires a sandbox to the namespace. A sandbox is attached once:
 // repeated, it answers with what is there.
 type AttachRequest struct {
@@ -959,7 +1156,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_net_v1_net_proto_msgTypes[11]
+	mi := &file_net_v1_net_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -971,7 +1168,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[11]
+	mi := &file_net_v1_net_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -984,7 +1181,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{11}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *AttachRequest) GetSandbox() string {
@@ -1017,7 +1214,7 @@ type AttachReply struct {
 
 func (x *AttachReply) Reset() {
 	*x = AttachReply{}
-	mi := &file_net_v1_net_proto_msgTypes[12]
+	mi := &file_net_v1_net_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1029,7 +1226,7 @@ func (x *AttachReply) String() string {
 func (*AttachReply) ProtoMessage() {}
 
 func (x *AttachReply) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[12]
+	mi := &file_net_v1_net_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1042,7 +1239,7 @@ func (x *AttachReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachReply.ProtoReflect.Descriptor instead.
 func (*AttachReply) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{12}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AttachReply) GetAttachment() *Attachment {
@@ -1066,7 +1263,7 @@ type OpenRequest struct {
 
 func (x *OpenRequest) Reset() {
 	*x = OpenRequest{}
-	mi := &file_net_v1_net_proto_msgTypes[13]
+	mi := &file_net_v1_net_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1078,7 +1275,7 @@ func (x *OpenRequest) String() string {
 func (*OpenRequest) ProtoMessage() {}
 
 func (x *OpenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[13]
+	mi := &file_net_v1_net_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1091,7 +1288,7 @@ func (x *OpenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenRequest.ProtoReflect.Descriptor instead.
 func (*OpenRequest) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{13}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *OpenRequest) GetSandbox() string {
@@ -1125,7 +1322,7 @@ type OpenReply struct {
 
 func (x *OpenReply) Reset() {
 	*x = OpenReply{}
-	mi := &file_net_v1_net_proto_msgTypes[14]
+	mi := &file_net_v1_net_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1334,7 @@ func (x *OpenReply) String() string {
 func (*OpenReply) ProtoMessage() {}
 
 func (x *OpenReply) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[14]
+	mi := &file_net_v1_net_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1347,7 @@ func (x *OpenReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenReply.ProtoReflect.Descriptor instead.
 func (*OpenReply) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{14}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *OpenReply) GetQueues() uint32 {
@@ -1180,7 +1377,7 @@ type DialRequest struct {
 
 func (x *DialRequest) Reset() {
 	*x = DialRequest{}
-	mi := &file_net_v1_net_proto_msgTypes[15]
+	mi := &file_net_v1_net_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1192,7 +1389,7 @@ func (x *DialRequest) String() string {
 func (*DialRequest) ProtoMessage() {}
 
 func (x *DialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[15]
+	mi := &file_net_v1_net_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1205,7 +1402,7 @@ func (x *DialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialRequest.ProtoReflect.Descriptor instead.
 func (*DialRequest) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{15}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DialRequest) GetSandbox() string {
@@ -1237,7 +1434,7 @@ type DialReply struct {
 
 func (x *DialReply) Reset() {
 	*x = DialReply{}
-	mi := &file_net_v1_net_proto_msgTypes[16]
+	mi := &file_net_v1_net_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1249,7 +1446,7 @@ func (x *DialReply) String() string {
 func (*DialReply) ProtoMessage() {}
 
 func (x *DialReply) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[16]
+	mi := &file_net_v1_net_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1262,7 +1459,7 @@ func (x *DialReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DialReply.ProtoReflect.Descriptor instead.
 func (*DialReply) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{16}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{17}
 }
 
 // DetachRequest takes everything back that was made in the namespace. That
@@ -1276,7 +1473,7 @@ type DetachRequest struct {
 
 func (x *DetachRequest) Reset() {
 	*x = DetachRequest{}
-	mi := &file_net_v1_net_proto_msgTypes[17]
+	mi := &file_net_v1_net_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1288,7 +1485,7 @@ func (x *DetachRequest) String() string {
 func (*DetachRequest) ProtoMessage() {}
 
 func (x *DetachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[17]
+	mi := &file_net_v1_net_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1301,7 +1498,7 @@ func (x *DetachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
 func (*DetachRequest) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{17}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DetachRequest) GetSandbox() string {
@@ -1319,7 +1516,7 @@ type DetachReply struct {
 
 func (x *DetachReply) Reset() {
 	*x = DetachReply{}
-	mi := &file_net_v1_net_proto_msgTypes[18]
+	mi := &file_net_v1_net_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +1528,7 @@ func (x *DetachReply) String() string {
 func (*DetachReply) ProtoMessage() {}
 
 func (x *DetachReply) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[18]
+	mi := &file_net_v1_net_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +1541,7 @@ func (x *DetachReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachReply.ProtoReflect.Descriptor instead.
 func (*DetachReply) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{18}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{19}
 }
 
 type ListRequest struct {
@@ -1355,7 +1552,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_net_v1_net_proto_msgTypes[19]
+	mi := &file_net_v1_net_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1367,7 +1564,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[19]
+	mi := &file_net_v1_net_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1577,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{19}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{20}
 }
 
 type ListReply struct {
@@ -1392,7 +1589,7 @@ type ListReply struct {
 
 func (x *ListReply) Reset() {
 	*x = ListReply{}
-	mi := &file_net_v1_net_proto_msgTypes[20]
+	mi := &file_net_v1_net_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1601,7 @@ func (x *ListReply) String() string {
 func (*ListReply) ProtoMessage() {}
 
 func (x *ListReply) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[20]
+	mi := &file_net_v1_net_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1614,7 @@ func (x *ListReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListReply.ProtoReflect.Descriptor instead.
 func (*ListReply) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{20}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ListReply) GetAttachments() []*Attachment {
@@ -1438,7 +1635,7 @@ type InspectRequest struct {
 
 func (x *InspectRequest) Reset() {
 	*x = InspectRequest{}
-	mi := &file_net_v1_net_proto_msgTypes[21]
+	mi := &file_net_v1_net_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1450,7 +1647,7 @@ func (x *InspectRequest) String() string {
 func (*InspectRequest) ProtoMessage() {}
 
 func (x *InspectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[21]
+	mi := &file_net_v1_net_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1463,7 +1660,7 @@ func (x *InspectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectRequest.ProtoReflect.Descriptor instead.
 func (*InspectRequest) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{21}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *InspectRequest) GetSandbox() string {
@@ -1482,7 +1679,7 @@ type InspectReply struct {
 
 func (x *InspectReply) Reset() {
 	*x = InspectReply{}
-	mi := &file_net_v1_net_proto_msgTypes[22]
+	mi := &file_net_v1_net_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1494,7 +1691,7 @@ func (x *InspectReply) String() string {
 func (*InspectReply) ProtoMessage() {}
 
 func (x *InspectReply) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[22]
+	mi := &file_net_v1_net_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1507,7 +1704,7 @@ func (x *InspectReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectReply.ProtoReflect.Descriptor instead.
 func (*InspectReply) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{22}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *InspectReply) GetAttachment() *Attachment {
@@ -1530,7 +1727,7 @@ type WatchRequest struct {
 
 func (x *WatchRequest) Reset() {
 	*x = WatchRequest{}
-	mi := &file_net_v1_net_proto_msgTypes[23]
+	mi := &file_net_v1_net_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1542,7 +1739,7 @@ func (x *WatchRequest) String() string {
 func (*WatchRequest) ProtoMessage() {}
 
 func (x *WatchRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[23]
+	mi := &file_net_v1_net_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1555,7 +1752,7 @@ func (x *WatchRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchRequest.ProtoReflect.Descriptor instead.
 func (*WatchRequest) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{23}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *WatchRequest) GetEpoch() string {
@@ -1591,7 +1788,7 @@ type WatchReply struct {
 
 func (x *WatchReply) Reset() {
 	*x = WatchReply{}
-	mi := &file_net_v1_net_proto_msgTypes[24]
+	mi := &file_net_v1_net_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1603,7 +1800,7 @@ func (x *WatchReply) String() string {
 func (*WatchReply) ProtoMessage() {}
 
 func (x *WatchReply) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[24]
+	mi := &file_net_v1_net_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1616,7 +1813,7 @@ func (x *WatchReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchReply.ProtoReflect.Descriptor instead.
 func (*WatchReply) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{24}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchReply) GetEpoch() string {
@@ -1656,7 +1853,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_net_v1_net_proto_msgTypes[25]
+	mi := &file_net_v1_net_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1668,7 +1865,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[25]
+	mi := &file_net_v1_net_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1681,7 +1878,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{25}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatsRequest) GetSandbox() string {
@@ -1700,7 +1897,7 @@ type StatsReply struct {
 
 func (x *StatsReply) Reset() {
 	*x = StatsReply{}
-	mi := &file_net_v1_net_proto_msgTypes[26]
+	mi := &file_net_v1_net_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1712,7 +1909,7 @@ func (x *StatsReply) String() string {
 func (*StatsReply) ProtoMessage() {}
 
 func (x *StatsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[26]
+	mi := &file_net_v1_net_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1725,7 +1922,7 @@ func (x *StatsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsReply.ProtoReflect.Descriptor instead.
 func (*StatsReply) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{26}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StatsReply) GetNics() []*NicStats {
@@ -1754,7 +1951,7 @@ type NicStats struct {
 
 func (x *NicStats) Reset() {
 	*x = NicStats{}
-	mi := &file_net_v1_net_proto_msgTypes[27]
+	mi := &file_net_v1_net_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1963,7 @@ func (x *NicStats) String() string {
 func (*NicStats) ProtoMessage() {}
 
 func (x *NicStats) ProtoReflect() protoreflect.Message {
-	mi := &file_net_v1_net_proto_msgTypes[27]
+	mi := &file_net_v1_net_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1976,7 @@ func (x *NicStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NicStats.ProtoReflect.Descriptor instead.
 func (*NicStats) Descriptor() ([]byte, []int) {
-	return file_net_v1_net_proto_rawDescGZIP(), []int{27}
+	return file_net_v1_net_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *NicStats) GetSandbox() string {
@@ -1868,14 +2065,15 @@ const file_net_v1_net_proto_rawDesc = "" +
 	"\x06queues\x18\x02 \x01(\rR\x06queues\x12%\n" +
 	"\x0eallow_spoofing\x18\x03 \x01(\bR\rallowSpoofing\x12!\n" +
 	"\fallowed_macs\x18\x04 \x03(\tR\vallowedMacs\x12+\n" +
-	"\x11allowed_addresses\x18\x05 \x03(\tR\x10allowedAddresses\"\xdb\x01\n" +
+	"\x11allowed_addresses\x18\x05 \x03(\tR\x10allowedAddresses\"\x88\x02\n" +
 	"\aNetwork\x12+\n" +
 	"\x05links\x18\x01 \x03(\v2\x15.bulkhead.net.v1.LinkR\x05links\x12.\n" +
 	"\x06routes\x18\x02 \x03(\v2\x16.bulkhead.net.v1.RouteR\x06routes\x12:\n" +
 	"\n" +
 	"neighbours\x18\x03 \x03(\v2\x1a.bulkhead.net.v1.NeighbourR\n" +
 	"neighbours\x127\n" +
-	"\tlisteners\x18\x04 \x03(\v2\x19.bulkhead.net.v1.ListenerR\tlisteners\"\xe8\x01\n" +
+	"\tlisteners\x18\x04 \x03(\v2\x19.bulkhead.net.v1.ListenerR\tlisteners\x12+\n" +
+	"\x05rules\x18\x05 \x03(\v2\x15.bulkhead.net.v1.RuleR\x05rules\"\xfe\x01\n" +
 	"\x04Link\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x05R\x05index\x12\x12\n" +
@@ -1885,14 +2083,16 @@ const file_net_v1_net_proto_rawDesc = "" +
 	"\x03mtu\x18\x06 \x01(\rR\x03mtu\x12\x0e\n" +
 	"\x02up\x18\a \x01(\bR\x02up\x12&\n" +
 	"\x0ftx_checksum_off\x18\b \x01(\bR\rtxChecksumOff\x126\n" +
-	"\taddresses\x18\t \x03(\v2\x18.bulkhead.net.v1.AddressR\taddresses\"\xa7\x01\n" +
+	"\taddresses\x18\t \x03(\v2\x18.bulkhead.net.v1.AddressR\taddresses\x12\x14\n" +
+	"\x05noarp\x18\n" +
+	" \x01(\bR\x05noarp\"\xa7\x01\n" +
 	"\aAddress\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
 	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x1c\n" +
 	"\tbroadcast\x18\x03 \x01(\tR\tbroadcast\x12\x14\n" +
 	"\x05scope\x18\x04 \x01(\tR\x05scope\x12\x14\n" +
 	"\x05label\x18\x05 \x01(\tR\x05label\x12&\n" +
-	"\x0fno_prefix_route\x18\x06 \x01(\bR\rnoPrefixRoute\"\xc4\x02\n" +
+	"\x0fno_prefix_route\x18\x06 \x01(\bR\rnoPrefixRoute\"\xd1\x03\n" +
 	"\x05Route\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\x12\x12\n" +
@@ -1906,12 +2106,29 @@ const file_net_v1_net_proto_rawDesc = "" +
 	"\x06onlink\x18\n" +
 	" \x01(\bR\x06onlink\x12\x10\n" +
 	"\x03mtu\x18\v \x01(\rR\x03mtu\x125\n" +
-	"\tnext_hops\x18\f \x03(\v2\x18.bulkhead.net.v1.NextHopR\bnextHops\"g\n" +
+	"\tnext_hops\x18\f \x03(\v2\x18.bulkhead.net.v1.NextHopR\bnextHops\x12=\n" +
+	"\ametrics\x18\r \x03(\v2#.bulkhead.net.v1.Route.MetricsEntryR\ametrics\x12\x10\n" +
+	"\x03tos\x18\x0e \x01(\rR\x03tos\x1a:\n" +
+	"\fMetricsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"g\n" +
 	"\aNextHop\x12\x18\n" +
 	"\agateway\x18\x01 \x01(\tR\agateway\x12\x12\n" +
 	"\x04link\x18\x02 \x01(\tR\x04link\x12\x16\n" +
 	"\x06weight\x18\x03 \x01(\rR\x06weight\x12\x16\n" +
-	"\x06onlink\x18\x04 \x01(\bR\x06onlink\"K\n" +
+	"\x06onlink\x18\x04 \x01(\bR\x06onlink\"\x83\x02\n" +
+	"\x04Rule\x12\x1a\n" +
+	"\bpriority\x18\x01 \x01(\rR\bpriority\x12\x12\n" +
+	"\x04ipv6\x18\x02 \x01(\bR\x04ipv6\x12\x16\n" +
+	"\x06source\x18\x03 \x01(\tR\x06source\x12 \n" +
+	"\vdestination\x18\x04 \x01(\tR\vdestination\x12\x14\n" +
+	"\x05table\x18\x05 \x01(\rR\x05table\x12\x12\n" +
+	"\x04mark\x18\x06 \x01(\rR\x04mark\x12\x1b\n" +
+	"\tmark_mask\x18\a \x01(\rR\bmarkMask\x12\x17\n" +
+	"\ain_link\x18\b \x01(\tR\x06inLink\x12\x19\n" +
+	"\bout_link\x18\t \x01(\tR\aoutLink\x12\x16\n" +
+	"\x06invert\x18\n" +
+	" \x01(\bR\x06invert\"K\n" +
 	"\tNeighbour\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x12\n" +
@@ -1919,7 +2136,7 @@ const file_net_v1_net_proto_rawDesc = "" +
 	"\bListener\x12\x1a\n" +
 	"\bprotocol\x18\x01 \x01(\tR\bprotocol\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\xdf\x02\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\x8f\x03\n" +
 	"\n" +
 	"Attachment\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\x128\n" +
@@ -1929,14 +2146,24 @@ const file_net_v1_net_proto_rawDesc = "" +
 	"\anetwork\x18\x05 \x01(\v2\x18.bulkhead.net.v1.NetworkR\anetwork\x12(\n" +
 	"\x04nics\x18\x06 \x03(\v2\x14.bulkhead.net.v1.NicR\x04nics\x126\n" +
 	"\battached\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\battached\x12\x1a\n" +
-	"\bproblems\x18\b \x03(\tR\bproblems\"\x8d\x01\n" +
+	"\bproblems\x18\b \x03(\tR\bproblems\x12\x14\n" +
+	"\x05state\x18\t \x01(\tR\x05state\x12\x18\n" +
+	"\aretired\x18\n" +
+	" \x03(\x05R\aretired\"\x8d\x02\n" +
 	"\x03Nic\x12\x12\n" +
 	"\x04link\x18\x01 \x01(\tR\x04link\x12\x16\n" +
 	"\x06device\x18\x02 \x01(\tR\x06device\x12\x14\n" +
 	"\x05model\x18\x03 \x01(\tR\x05model\x12\x16\n" +
 	"\x06queues\x18\x04 \x01(\rR\x06queues\x12\x14\n" +
 	"\x05vhost\x18\x05 \x01(\bR\x05vhost\x12\x16\n" +
-	"\x06bridge\x18\x06 \x01(\tR\x06bridge\"\x94\x01\n" +
+	"\x06bridge\x18\x06 \x01(\tR\x06bridge\x12\x1d\n" +
+	"\n" +
+	"link_index\x18\a \x01(\x05R\tlinkIndex\x12\x1f\n" +
+	"\vqdisc_found\x18\b \x01(\bR\n" +
+	"qdiscFound\x12\x19\n" +
+	"\blink_mac\x18\t \x01(\tR\alinkMac\x12#\n" +
+	"\rall_multicast\x18\n" +
+	" \x01(\bR\fallMulticast\"\x94\x01\n" +
 	"\rAttachRequest\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\x128\n" +
 	"\tnamespace\x18\x02 \x01(\v2\x1a.bulkhead.net.v1.NamespaceR\tnamespace\x12/\n" +
@@ -2013,7 +2240,7 @@ func file_net_v1_net_proto_rawDescGZIP() []byte {
 	return file_net_v1_net_proto_rawDescData
 }
 
-var file_net_v1_net_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_net_v1_net_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_net_v1_net_proto_goTypes = []any{
 	(*Namespace)(nil),             // 0: bulkhead.net.v1.Namespace
 	(*Policy)(nil),                // 1: bulkhead.net.v1.Policy
@@ -2022,54 +2249,58 @@ var file_net_v1_net_proto_goTypes = []any{
 	(*Address)(nil),               // 4: bulkhead.net.v1.Address
 	(*Route)(nil),                 // 5: bulkhead.net.v1.Route
 	(*NextHop)(nil),               // 6: bulkhead.net.v1.NextHop
-	(*Neighbour)(nil),             // 7: bulkhead.net.v1.Neighbour
-	(*Listener)(nil),              // 8: bulkhead.net.v1.Listener
-	(*Attachment)(nil),            // 9: bulkhead.net.v1.Attachment
-	(*Nic)(nil),                   // 10: bulkhead.net.v1.Nic
-	(*AttachRequest)(nil),         // 11: bulkhead.net.v1.AttachRequest
-	(*AttachReply)(nil),           // 12: bulkhead.net.v1.AttachReply
-	(*OpenRequest)(nil),           // 13: bulkhead.net.v1.OpenRequest
-	(*OpenReply)(nil),             // 14: bulkhead.net.v1.OpenReply
-	(*DialRequest)(nil),           // 15: bulkhead.net.v1.DialRequest
-	(*DialReply)(nil),             // 16: bulkhead.net.v1.DialReply
-	(*DetachRequest)(nil),         // 17: bulkhead.net.v1.DetachRequest
-	(*DetachReply)(nil),           // 18: bulkhead.net.v1.DetachReply
-	(*ListRequest)(nil),           // 19: bulkhead.net.v1.ListRequest
-	(*ListReply)(nil),             // 20: bulkhead.net.v1.ListReply
-	(*InspectRequest)(nil),        // 21: bulkhead.net.v1.InspectRequest
-	(*InspectReply)(nil),          // 22: bulkhead.net.v1.InspectReply
-	(*WatchRequest)(nil),          // 23: bulkhead.net.v1.WatchRequest
-	(*WatchReply)(nil),            // 24: bulkhead.net.v1.WatchReply
-	(*StatsRequest)(nil),          // 25: bulkhead.net.v1.StatsRequest
-	(*StatsReply)(nil),            // 26: bulkhead.net.v1.StatsReply
-	(*NicStats)(nil),              // 27: bulkhead.net.v1.NicStats
-	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*Rule)(nil),                  // 7: bulkhead.net.v1.Rule
+	(*Neighbour)(nil),             // 8: bulkhead.net.v1.Neighbour
+	(*Listener)(nil),              // 9: bulkhead.net.v1.Listener
+	(*Attachment)(nil),            // 10: bulkhead.net.v1.Attachment
+	(*Nic)(nil),                   // 11: bulkhead.net.v1.Nic
+	(*AttachRequest)(nil),         // 12: bulkhead.net.v1.AttachRequest
+	(*AttachReply)(nil),           // 13: bulkhead.net.v1.AttachReply
+	(*OpenRequest)(nil),           // 14: bulkhead.net.v1.OpenRequest
+	(*OpenReply)(nil),             // 15: bulkhead.net.v1.OpenReply
+	(*DialRequest)(nil),           // 16: bulkhead.net.v1.DialRequest
+	(*DialReply)(nil),             // 17: bulkhead.net.v1.DialReply
+	(*DetachRequest)(nil),         // 18: bulkhead.net.v1.DetachRequest
+	(*DetachReply)(nil),           // 19: bulkhead.net.v1.DetachReply
+	(*ListRequest)(nil),           // 20: bulkhead.net.v1.ListRequest
+	(*ListReply)(nil),             // 21: bulkhead.net.v1.ListReply
+	(*InspectRequest)(nil),        // 22: bulkhead.net.v1.InspectRequest
+	(*InspectReply)(nil),          // 23: bulkhead.net.v1.InspectReply
+	(*WatchRequest)(nil),          // 24: bulkhead.net.v1.WatchRequest
+	(*WatchReply)(nil),            // 25: bulkhead.net.v1.WatchReply
+	(*StatsRequest)(nil),          // 26: bulkhead.net.v1.StatsRequest
+	(*StatsReply)(nil),            // 27: bulkhead.net.v1.StatsReply
+	(*NicStats)(nil),              // 28: bulkhead.net.v1.NicStats
+	nil,                           // 29: bulkhead.net.v1.Route.MetricsEntry
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
 }
 var file_net_v1_net_proto_depIdxs = []int32{
 	3,  // 0: bulkhead.net.v1.Network.links:type_name -> bulkhead.net.v1.Link
 	5,  // 1: bulkhead.net.v1.Network.routes:type_name -> bulkhead.net.v1.Route
-	7,  // 2: bulkhead.net.v1.Network.neighbours:type_name -> bulkhead.net.v1.Neighbour
-	8,  // 3: bulkhead.net.v1.Network.listeners:type_name -> bulkhead.net.v1.Listener
-	4,  // 4: bulkhead.net.v1.Link.addresses:type_name -> bulkhead.net.v1.Address
-	6,  // 5: bulkhead.net.v1.Route.next_hops:type_name -> bulkhead.net.v1.NextHop
-	0,  // 6: bulkhead.net.v1.Attachment.namespace:type_name -> bulkhead.net.v1.Namespace
-	1,  // 7: bulkhead.net.v1.Attachment.policy:type_name -> bulkhead.net.v1.Policy
-	2,  // 8: bulkhead.net.v1.Attachment.network:type_name -> bulkhead.net.v1.Network
-	10, // 9: bulkhead.net.v1.Attachment.nics:type_name -> bulkhead.net.v1.Nic
-	28, // 10: bulkhead.net.v1.Attachment.attached:type_name -> google.protobuf.Timestamp
-	0,  // 11: bulkhead.net.v1.AttachRequest.namespace:type_name -> bulkhead.net.v1.Namespace
-	1,  // 12: bulkhead.net.v1.AttachRequest.policy:type_name -> bulkhead.net.v1.Policy
-	9,  // 13: bulkhead.net.v1.AttachReply.attachment:type_name -> bulkhead.net.v1.Attachment
-	8,  // 14: bulkhead.net.v1.DialRequest.to:type_name -> bulkhead.net.v1.Listener
-	9,  // 15: bulkhead.net.v1.ListReply.attachments:type_name -> bulkhead.net.v1.Attachment
-	9,  // 16: bulkhead.net.v1.InspectReply.attachment:type_name -> bulkhead.net.v1.Attachment
-	9,  // 17: bulkhead.net.v1.WatchReply.attachments:type_name -> bulkhead.net.v1.Attachment
-	27, // 18: bulkhead.net.v1.StatsReply.nics:type_name -> bulkhead.net.v1.NicStats
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	8,  // 2: bulkhead.net.v1.Network.neighbours:type_name -> bulkhead.net.v1.Neighbour
+	9,  // 3: bulkhead.net.v1.Network.listeners:type_name -> bulkhead.net.v1.Listener
+	7,  // 4: bulkhead.net.v1.Network.rules:type_name -> bulkhead.net.v1.Rule
+	4,  // 5: bulkhead.net.v1.Link.addresses:type_name -> bulkhead.net.v1.Address
+	6,  // 6: bulkhead.net.v1.Route.next_hops:type_name -> bulkhead.net.v1.NextHop
+	29, // 7: bulkhead.net.v1.Route.metrics:type_name -> bulkhead.net.v1.Route.MetricsEntry
+	0,  // 8: bulkhead.net.v1.Attachment.namespace:type_name -> bulkhead.net.v1.Namespace
+	1,  // 9: bulkhead.net.v1.Attachment.policy:type_name -> bulkhead.net.v1.Policy
+	2,  // 10: bulkhead.net.v1.Attachment.network:type_name -> bulkhead.net.v1.Network
+	11, // 11: bulkhead.net.v1.Attachment.nics:type_name -> bulkhead.net.v1.Nic
+	30, // 12: bulkhead.net.v1.Attachment.attached:type_name -> google.protobuf.Timestamp
+	0,  // 13: bulkhead.net.v1.AttachRequest.namespace:type_name -> bulkhead.net.v1.Namespace
+	1,  // 14: bulkhead.net.v1.AttachRequest.policy:type_name -> bulkhead.net.v1.Policy
+	10, // 15: bulkhead.net.v1.AttachReply.attachment:type_name -> bulkhead.net.v1.Attachment
+	9,  // 16: bulkhead.net.v1.DialRequest.to:type_name -> bulkhead.net.v1.Listener
+	10, // 17: bulkhead.net.v1.ListReply.attachments:type_name -> bulkhead.net.v1.Attachment
+	10, // 18: bulkhead.net.v1.InspectReply.attachment:type_name -> bulkhead.net.v1.Attachment
+	10, // 19: bulkhead.net.v1.WatchReply.attachments:type_name -> bulkhead.net.v1.Attachment
+	28, // 20: bulkhead.net.v1.StatsReply.nics:type_name -> bulkhead.net.v1.NicStats
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_net_v1_net_proto_init() }
@@ -2083,7 +2314,7 @@ func file_net_v1_net_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_net_v1_net_proto_rawDesc), len(file_net_v1_net_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,174 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"bulkhead/bus"
+	netv1 "bulkhead/proto/net/v1"
+	"bulkhead/services/network/netspace"
+	"bulkhead/services/network/scan"
+	"bulkhead/services/network/wire"
+)
+
+// attach wires a sandbox to the namespace of a process. Repeated, it looks at
+// the namespace anew and answers with what is there.
+func (s *Service) attach(ctx context.Context, req *netv1.AttachRequest) (*netv1.AttachReply, error) {
+	if req.Sandbox == "" {
+		return nil, bus.Errorf(bus.InvalidArgument, "an attachment needs the id of a sandbox")
+	}
+	policy, err := s.policy(req.Policy)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := netspace.Open(req.Namespace.GetPid(), req.Namespace.GetStartTime())
+	if err != nil {
+		return nil, namespaceError(req.Sandbox, err)
+	}
+	kept := false
+	defer func() {
+		if !kept {
+			ns.Close()
+		}
+	}()
+	a, unlock, err := s.lock(ctx, req.Sandbox)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if a.record != nil {
+		if a.ns.ID != ns.ID {
+			return nil, bus.Errorf(bus.FailedPrecondition, "sandbox %s is attached to another network namespace than that of process %d; detach it first", req.Sandbox, req.Namespace.GetPid())
+		}
+		if err := s.refresh(ctx, a); err != nil {
+			return nil, err
+		}
+		return &netv1.AttachReply{Attachment: proto.CloneOf(a.record)}, nil
+	}
+	if err := s.claim(ns.ID, req.Sandbox); err != nil {
+		return nil, err
+	}
+	kept = true
+	a.ns = ns
+	if err := s.attachFresh(ctx, a, policy); err != nil {
+		return nil, err
+	}
+	return &netv1.AttachReply{Attachment: proto.CloneOf(a.record)}, nil
+}
+
+// attachFresh makes the attachment or leaves nothing of it.
+func (s *Service) attachFresh(ctx context.Context, a *attachment, policy *netv1.Policy) (err error) {
+	a.record = &netv1.Attachment{
+		Sandbox: a.sandbox,
+		Namespace: &netv1.Namespace{
+			Pid: a.ns.PID, StartTime: a.ns.StartTime, Device: a.ns.ID.Device, Inode: a.ns.ID.Inode,
+		},
+		Policy: policy, Attached: timestamppb.Now(), State: stateAttaching, Network: &netv1.Network{},
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		undo, cancel := undoContext(ctx)
+		defer cancel()
+		if undoErr := s.dismantle(undo, a); undoErr != nil {
+			s.log.Error("a network that could not be attached is not taken back whole", "sandbox", a.sandbox, "error", undoErr)
+		}
+	}()
+	// Before the first look, so that nothing is missed between it and the next.
+	if a.events, err = a.ns.Subscribe(); err != nil {
+		return err
+	}
+	if err := s.conform(ctx, a, true); err != nil {
+		return err
+	}
+	a.record.State = stateAttached
+	a.record.Revision = 1
+	if err := s.save(ctx, a, "attached-record"); err != nil {
+		return err
+	}
+	s.show(a)
+	s.startFollowing(a)
+	s.feed.changed(a.sandbox)
+	s.event(ctx, a.sandbox, "attached", attachedAttributes(a.record))
+	s.log.Info("network attached", "sandbox", a.sandbox, "links", len(a.record.Network.Links), "nics", len(a.record.Nics))
+	return nil
+}
+
+// undoTime bounds what is taken back after a failure, also when the request was
+// given up.
+const undoTime = 10 * time.Second
+
+func undoContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+}
+
+// policy completes and checks a request's policy.
+func (s *Service) policy(asked *netv1.Policy) (*netv1.Policy, error) {
+	p := &netv1.Policy{}
+	if asked != nil {
+		p = proto.CloneOf(asked)
+	}
+	if p.Model == "" {
+		p.Model = s.cfg.Model
+	}
+	switch p.Model {
+	case wire.ModelTC, wire.ModelMacvtap, wire.ModelBridge, wire.ModelNone:
+	default:
+		return nil, bus.Errorf(bus.InvalidArgument, "network model %q is not known; use tc, macvtap, bridge or none", p.Model)
+	}
+	p.Queues = min(max(p.Queues, 1), uint32(s.cfg.Queues))
+	p.AllowSpoofing = p.AllowSpoofing || !s.cfg.SpoofProtection
+	for _, mac := range p.AllowedMacs {
+		if hw, err := net.ParseMAC(mac); err != nil || len(hw) != 6 {
+			return nil, bus.Errorf(bus.InvalidArgument, "allowed MAC %q is not an Ethernet address", mac)
+		}
+	}
+	for i, address := range p.AllowedAddresses {
+		prefix, err := netip.ParsePrefix(address)
+		if ip, ipErr := netip.ParseAddr(address); err != nil && ipErr == nil {
+			prefix, err = ip.Prefix(ip.BitLen())
+		}
+		if err != nil {
+			return nil, bus.Errorf(bus.InvalidArgument, "allowed address %q is neither an address nor a prefix", address)
+		}
+		p.AllowedAddresses[i] = prefix.Masked().String()
+	}
+	return p, nil
+}
+
+// vhost tells whether NICs get vhost-net.
+func (s *Service) vhost() bool {
+	if !s.cfg.Vhost {
+		return false
+	}
+	_, err := os.Stat(wire.VhostPath)
+	return err == nil
+}
+
+// namespaceError says what is wrong with the namespace that a request named.
+func namespaceError(sandbox string, err error) error {
+	switch {
+	case errors.Is(err, netspace.ErrHost):
+		return bus.Errorf(bus.FailedPrecondition, "sandbox %s cannot have the host's network (--net=host): a VM has a kernel of its own, and the host's interfaces are never touched: %w", sandbox, err)
+	case errors.Is(err, netspace.ErrProcessGone), errors.Is(err, netspace.ErrGone):
+		return bus.Errorf(bus.FailedPrecondition, "sandbox %s: %w", sandbox, err)
+	}
+	return bus.Errorf(bus.ReasonOf(err), "sandbox %s: %w", sandbox, err)
+}
+
+// alias is what the devices of a NIC are called beside their names.
+func (s *Service) alias(sandbox, link string) string {
+	return fmt.Sprintf("%s%s:%s:%s", scan.OwnAlias, s.owner, bus.Token(sandbox), link)
+}

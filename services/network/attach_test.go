@@ -1,0 +1,61 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package network
+
+import (
+	"strings"
+	"testing"
+
+	"bulkhead/bus"
+	netv1 "bulkhead/proto/net/v1"
+)
+
+func TestFramesPassBothWaysAndDetachLeavesNothing(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).start()
+	inside, outside := newSpace(t), newSpace(t)
+	inside.veth("eth0", outside, "out0")
+	inside.run("ip link set eth0 mtu 1400 address 02:00:00:00:00:01 up; ip addr add 10.9.0.2/24 dev eth0; ip route add default via 10.9.0.1")
+	before := inside.state()
+
+	a := r.attach("box", inside)
+	if len(a.Nics) != 1 || len(a.Network.Links) != 1 {
+		t.Fatalf("attached: %v", a)
+	}
+	link := a.Network.Links[0]
+	if link.Name != "eth0" || link.Mac != "02:00:00:00:00:01" || link.Mtu != 1400 || link.Kind != "veth" || !link.Up {
+		t.Errorf("link %v", link)
+	}
+	if rt := a.Network.Routes; len(rt) != 1 || rt[0].Gateway != "10.9.0.1" || rt[0].Destination != "0.0.0.0/0" || rt[0].Link != link.Id {
+		t.Errorf("routes %v", rt)
+	}
+	tap := r.open("box", link.Id)[0]
+	wireEnd := outside.packets("out0")
+	if _, err := wireEnd.Write(frame(link.Mac, "02:00:00:00:00:99", "to the guest")); err != nil {
+		t.Fatal(err)
+	}
+	receives(t, tap, "to the guest")
+	if _, err := tap.Write(withHeader(frame("02:00:00:00:00:99", link.Mac, "from the guest"))); err != nil {
+		t.Fatal(err)
+	}
+	receives(t, wireEnd, "from the guest")
+
+	r.detach("box")
+	if after := inside.state(); after != before {
+		t.Errorf("detach leaves the namespace otherwise than it was:\n%s\nbefore:\n%s", after, before)
+	}
+	r.detach("box") // that nothing is there is no error
+	if list := call[netv1.ListReply](r, "list", &netv1.ListRequest{}); len(list.Attachments) != 0 {
+		t.Errorf("still listed: %v", list)
+	}
+}
+
+func TestTheHostsOwnNetworkIsRefused(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).start()
+	_, err := ask[netv1.AttachReply](r, "attach", &netv1.AttachRequest{Sandbox: "box", Namespace: &netv1.Namespace{Pid: 1}})
+	if bus.ReasonOf(err) != bus.FailedPrecondition || !strings.Contains(err.Error(), "--net=host") {
+		t.Errorf("attached to the host: %v", err)
+	}
+}
