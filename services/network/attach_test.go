@@ -32,14 +32,20 @@ func TestFramesPassBothWaysAndDetachLeavesNothing(t *testing.T) {
 	}
 	tap := r.open("box", link.Id)[0]
 	wireEnd := outside.packets("out0")
-	if _, err := wireEnd.Write(frame(link.Mac, "02:00:00:00:00:99", "to the guest")); err != nil {
+	if _, err := wireEnd.Write(frame(link.Mac, "02:00:00:00:00:99", "10.9.0.1", "10.9.0.2", "to the guest")); err != nil {
 		t.Fatal(err)
 	}
 	receives(t, tap, "to the guest")
-	if _, err := tap.Write(withHeader(frame("02:00:00:00:00:99", link.Mac, "from the guest"))); err != nil {
-		t.Fatal(err)
+	for _, f := range []struct{ ip, text string }{{"10.9.0.77", "forged"}, {"10.9.0.2", "from the guest"}} {
+		if _, err := tap.Write(withHeader(frame("02:00:00:00:00:99", link.Mac, f.ip, "10.9.0.1", f.text))); err != nil {
+			t.Fatal(err)
+		}
 	}
 	receives(t, wireEnd, "from the guest")
+	stats := call[netv1.StatsReply](r, "stats", &netv1.StatsRequest{})
+	if len(stats.Nics) != 1 || stats.Nics[0].Spoofed != 1 || stats.Nics[0].TxPackets != 2 || stats.Nics[0].RxPackets < 1 || stats.Nics[0].Name != "eth0" {
+		t.Errorf("counted as the VM sees it: %v", stats.Nics)
+	}
 
 	r.detach("box")
 	if after := inside.state(); after != before {

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -85,9 +84,10 @@ func (s *Service) abandoned(ctx context.Context, a *attachment) bool {
 	return true
 }
 
-// detachGone detaches an abandoned attachment.
+// detachGone detaches an abandoned attachment. A service that ends meanwhile
+// waits for it.
 func (s *Service) detachGone(a *attachment) {
-	ctx, cancel := context.WithTimeout(s.life, 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.life), undoTime)
 	defer cancel()
 	same, unlock, err := s.lock(ctx, a.sandbox)
 	if err != nil {

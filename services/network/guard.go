@@ -42,11 +42,3 @@ type Guarded struct {
 	Policy *netv1.Policy
 	Facts  *netv1.Link // MAC and addresses, as the VM has them
 }
-
-// noGuard is that of a service without one.
-type noGuard struct{}
-
-func (noGuard) Attach(Guarded) error            { return nil }
-func (noGuard) Update(Guarded) error            { return nil }
-func (noGuard) Detach(Guarded) error            { return nil }
-func (noGuard) Spoofed(Guarded) (uint64, error) { return 0, nil }

@@ -6,6 +6,7 @@ package network
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"net"
 	"os"
@@ -280,12 +281,25 @@ func (s *space) packets(name string) *os.File {
 	return f
 }
 
-// frame is an Ethernet frame of a type nobody else uses, with a text.
-func frame(to, from, text string) []byte {
-	dst, _ := net.ParseMAC(to)
-	src, _ := net.ParseMAC(from)
-	f := append(append(append([]byte{}, dst...), src...), 0x88, 0xb5)
-	return append(append(f, text...), make([]byte, max(0, 60-14-len(text)))...)
+// frame is a UDP datagram with a text in an Ethernet frame.
+func frame(toMAC, fromMAC, fromIP, toIP, text string) []byte {
+	dst, _ := net.ParseMAC(toMAC)
+	src, _ := net.ParseMAC(fromMAC)
+	f := append(append(append([]byte{}, dst...), src...), 0x08, 0x00)
+	ip := make([]byte, 28)
+	ip[0], ip[8], ip[9] = 0x45, 64, unix.IPPROTO_UDP
+	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(text)))
+	copy(ip[12:], net.ParseIP(fromIP).To4())
+	copy(ip[16:], net.ParseIP(toIP).To4())
+	var sum uint32
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
+	}
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
+	binary.BigEndian.PutUint16(ip[20:], 4000)
+	binary.BigEndian.PutUint16(ip[22:], 4001)
+	binary.BigEndian.PutUint16(ip[24:], uint16(8+len(text)))
+	return append(append(f, ip...), text...)
 }
 
 // receives reads until a frame with text comes.

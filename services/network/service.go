@@ -28,7 +28,7 @@ type Deps struct {
 	Config  config.Network
 	Log     hclog.Logger
 	Version string
-	// Guard checks what VMs send; nil checks nothing.
+	// Guard checks what VMs send; nil is the kernel's.
 	Guard Guard
 	// Failpoint, when set, is called before each step that changes something, with
 	// its name, and its error is the step's. Only tests set it.
@@ -56,6 +56,8 @@ type Service struct {
 	step    func(string) error
 	records *bus.Bucket[*netv1.Attachment]
 	feed    *feed
+
+	closeGuard func()
 
 	life    context.Context // ends with the service; what it made stays
 	endLife context.CancelFunc
@@ -104,7 +106,8 @@ func newService(ctx context.Context, d Deps) (*Service, error) {
 		s.log = hclog.NewNullLogger()
 	}
 	if s.guard == nil {
-		s.guard = noGuard{}
+		k := newKernelGuard(s.log)
+		s.guard, s.closeGuard = k, k.Close
 	}
 	if s.step == nil {
 		s.step = func(string) error { return nil }
@@ -150,6 +153,9 @@ func (s *Service) close() {
 		if a.ns != nil {
 			a.ns.Close()
 		}
+	}
+	if s.closeGuard != nil {
+		s.closeGuard()
 	}
 }
 
