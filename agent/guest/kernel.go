@@ -27,6 +27,8 @@ var parameters = []struct{ path, value string }{
 	// On a big host a program gets the address space it asks for and dies of its memory limit when it fills it; a small
 	// VM's kernel would refuse the request, by comparing it with the VM's memory.
 	{"/proc/sys/vm/overcommit_memory", "1"},
+	// Otherwise a kernel thread wakes twice a second, for ever, to see whether there is something to compact.
+	{"/proc/sys/vm/compaction_proactiveness", "0"},
 	{"/proc/sys/fs/inotify/max_user_instances", "8192"},
 	{"/proc/sys/fs/inotify/max_user_watches", "524288"},
 	// What distributions set; the kernel's own defaults are off for compatibility.

@@ -38,6 +38,11 @@ func enter(c Config, control io.Writer) error {
 	if err := limit(); err != nil {
 		return err
 	}
+	if c.NoHugePages {
+		if err := unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0); err != nil {
+			return fmt.Errorf("doing without huge pages: %w", err)
+		}
+	}
 	unix.Umask(0o022)
 	if err := dropCapabilities(c.Capabilities); err != nil {
 		return err

@@ -47,6 +47,9 @@ type Config struct {
 	Root string `json:"root"`
 	// Argv is the program, an absolute path in the jail, and its arguments.
 	Argv []string `json:"argv"`
+	// NoHugePages keeps the program's memory in small pages, of which it has only those that it
+	// touched (prctl(2), PR_SET_THP_DISABLE).
+	NoHugePages bool `json:"no_huge_pages,omitempty"`
 	// Env is added to the program's environment, which is PATH and LANG.
 	Env []string `json:"env,omitempty"`
 	// Binds come on top of the system's libraries.

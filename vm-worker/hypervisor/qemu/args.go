@@ -63,6 +63,8 @@ func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
 			"-object", fmt.Sprintf("memory-backend-ram,id=growth,size=%dM", room),
 			"-device", "virtio-mem-pci,id="+growthID+",memdev=growth,requested-size=0")
 	}
+	// What the guest's kernel has had free for two seconds goes back to the host.
+	a = append(a, "-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on")
 	return append(a,
 		"-mon", "chardev="+socketQMP+",mode=control",
 		"-serial", "chardev:"+socketConsole,

@@ -223,6 +223,7 @@ func jailConfig(s hypervisor.Spec, argv []string) jail.Config {
 		CgroupProcs:  s.CgroupProcs,
 		OOMScoreAdj:  s.OOMScoreAdj,
 		Hostname:     "bulkhead",
+		NoHugePages:  true,
 		Stage:        share.StageDir,
 		Export:       share.ExportDir,
 	}

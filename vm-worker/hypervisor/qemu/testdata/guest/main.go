@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -103,6 +104,22 @@ func disk(do, serial, text string) error {
 	return fmt.Errorf("waited for disk %s to %s", serial, do)
 }
 
+// use writes to so many MiB of memory and gives them back to the kernel.
+func use(mib string) error {
+	n, err := strconv.Atoi(mib)
+	if err != nil {
+		return err
+	}
+	b, err := syscall.Mmap(-1, 0, n<<20, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	if err != nil {
+		return err
+	}
+	for i := 0; i < len(b); i += 4096 {
+		b[i] = byte(i>>12) | 1
+	}
+	return syscall.Munmap(b)
+}
+
 func obey(words []string) string {
 	arg := func(i int) string {
 		if i < len(words) {
@@ -146,6 +163,8 @@ func obey(words []string) string {
 		err = os.Symlink(arg(1), arg(2))
 	case "setxattr":
 		err = syscall.Setxattr(arg(1), arg(2), []byte(arg(3)), 0)
+	case "use": // so many MiB of memory, all written, and let go
+		err = use(arg(1))
 	case "print":
 		line := strings.Repeat("x", 99) + "\n"
 		for range 4000 {
