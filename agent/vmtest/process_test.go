@@ -200,3 +200,22 @@ func wantLimits() string {
 	}
 	return out.String()
 }
+
+// The agent's own timers are coarse; a container's are the kernel's, also where a program resets them.
+func TestTimersOfAContainerAreTheKernelsOwn(t *testing.T) {
+	vm := vmtest.Boot(t)
+	const look = "cat /proc/self/timerslack_ns; echo 0 >/proc/self/timerslack_ns; cat /proc/self/timerslack_ns"
+	const want = "50000\n50000\n"
+	c := create(t, vm, "slack", sh(look+"; read x"))
+	c.start(t)
+	x := c.exec(t, "e", sh(look))
+	exit(t, x)
+	if got := x.Output(); got != want {
+		t.Errorf("the slack of an exec, and what it resets it to: %q instead of %q", got, want)
+	}
+	c.Input("\n")
+	exit(t, c.Relay)
+	if got := c.Output(); got != want {
+		t.Errorf("the slack of a container, and what it resets it to: %q instead of %q", got, want)
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"bulkhead/bus"
@@ -157,12 +158,22 @@ func (g *Ground) holds(pid, exe string) bool {
 	if !strings.HasPrefix(filepath.Base(exe), "qemu-") {
 		return false
 	}
+	// Not jailed, and so nobody's of ours: in the host's own table our engines' binds are seen by everybody.
+	if ns, err := os.Readlink(filepath.Join("/proc", pid, "ns/mnt")); err != nil || ns == hostMounts() {
+		return false
+	}
 	lines, err := linesWith(filepath.Join("/proc", pid, "mountinfo"), g.Token)
 	return err == nil && slices.ContainsFunc(lines, func(line string) bool {
 		// What is bound is the fourth field (proc(5)); mount points tell of the host's table only.
 		return strings.Contains(strings.Fields(line)[3], g.Token)
 	})
 }
+
+// hostMounts names the mount namespace of the tests, which is the host's.
+var hostMounts = sync.OnceValue(func() string {
+	ns, _ := os.Readlink("/proc/self/ns/mnt")
+	return ns
+})
 
 // Named keeps the processes that run a binary.
 func Named(processes []Found, binary string) []Found {
