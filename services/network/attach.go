@@ -6,7 +6,6 @@ package network
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -36,45 +35,56 @@ func (s *Service) attach(ctx context.Context, req *netv1.AttachRequest) (*netv1.
 	if err != nil {
 		return nil, namespaceError(req.Sandbox, err)
 	}
-	kept := false
-	defer func() {
-		if !kept {
-			ns.Close()
-		}
-	}()
 	a, unlock, err := s.lock(ctx, req.Sandbox)
 	if err != nil {
+		ns.Close()
 		return nil, err
 	}
 	defer unlock()
-	if a.record != nil {
-		if a.ns.ID != ns.ID {
-			return nil, bus.Errorf(bus.FailedPrecondition, "sandbox %s is attached to another network namespace than that of process %d; detach it first", req.Sandbox, req.Namespace.GetPid())
-		}
-		if err := s.refresh(ctx, a); err != nil {
-			return nil, err
-		}
-		return &netv1.AttachReply{Attachment: proto.CloneOf(a.record)}, nil
-	}
-	if err := s.claim(ns.ID, req.Sandbox); err != nil {
-		return nil, err
-	}
-	kept = true
-	a.ns = ns
-	if err := s.attachFresh(ctx, a, policy); err != nil {
+	if err := s.attachLocked(ctx, a, ns, policy); err != nil {
 		return nil, err
 	}
 	return &netv1.AttachReply{Attachment: proto.CloneOf(a.record)}, nil
 }
 
+// attachLocked attaches, or looks at what is attached anew. It takes ns over.
+func (s *Service) attachLocked(ctx context.Context, a *attachment, ns *netspace.Namespace, policy *netv1.Policy) error {
+	if err := s.recall(ctx, a); err != nil {
+		ns.Close()
+		return err
+	}
+	if a.record != nil && a.record.State != stateAttached { // a detach that failed
+		if err := s.dismantle(ctx, a); err != nil {
+			ns.Close()
+			return err
+		}
+	}
+	if a.record != nil {
+		if a.ns.ID != ns.ID {
+			ns.Close()
+			return bus.Errorf(bus.FailedPrecondition, "sandbox %s is attached to another network namespace than that of process %d; detach it first", a.sandbox, ns.PID)
+		}
+		if a.ns.PID == ns.PID && a.ns.StartTime == ns.StartTime {
+			ns.Close()
+		} else if err := s.reanchor(a, ns); err != nil {
+			return err
+		}
+		return s.refresh(ctx, a)
+	}
+	if err := s.claim(ns.ID, a.sandbox); err != nil {
+		ns.Close()
+		return err
+	}
+	a.ns = ns
+	return s.attachFresh(ctx, a, policy)
+}
+
 // attachFresh makes the attachment or leaves nothing of it.
 func (s *Service) attachFresh(ctx context.Context, a *attachment, policy *netv1.Policy) (err error) {
 	a.record = &netv1.Attachment{
-		Sandbox: a.sandbox,
-		Namespace: &netv1.Namespace{
-			Pid: a.ns.PID, StartTime: a.ns.StartTime, Device: a.ns.ID.Device, Inode: a.ns.ID.Inode,
-		},
-		Policy: policy, Attached: timestamppb.Now(), State: stateAttaching, Network: &netv1.Network{},
+		Sandbox:   a.sandbox,
+		Namespace: named(a.ns),
+		Policy:    policy, Attached: timestamppb.Now(), State: stateAttaching, Network: &netv1.Network{},
 	}
 	defer func() {
 		if err == nil {
@@ -99,10 +109,30 @@ func (s *Service) attachFresh(ctx context.Context, a *attachment, policy *netv1.
 		return err
 	}
 	s.show(a)
-	s.startFollowing(a)
 	s.feed.changed(a.sandbox)
+	s.startFollowing(a)
 	s.event(ctx, a.sandbox, "attached", attachedAttributes(a.record))
 	s.log.Info("network attached", "sandbox", a.sandbox, "links", len(a.record.Network.Links), "nics", len(a.record.Nics))
+	return nil
+}
+
+// named is how a record names a namespace.
+func named(ns *netspace.Namespace) *netv1.Namespace {
+	return &netv1.Namespace{Pid: ns.PID, StartTime: ns.StartTime, Device: ns.ID.Device, Inode: ns.ID.Inode}
+}
+
+// reanchor has an attachment live by another process in its namespace. It takes
+// ns over. The caller holds a.op.
+func (s *Service) reanchor(a *attachment, ns *netspace.Namespace) error {
+	events, err := ns.Subscribe()
+	if err != nil {
+		ns.Close()
+		return err
+	}
+	a.stopFollowing()
+	a.ns.Close()
+	a.ns, a.events, a.record.Namespace = ns, events, named(ns)
+	s.startFollowing(a)
 	return nil
 }
 
@@ -170,5 +200,9 @@ func namespaceError(sandbox string, err error) error {
 
 // alias is what the devices of a NIC are called beside their names.
 func (s *Service) alias(sandbox, link string) string {
-	return fmt.Sprintf("%s%s:%s:%s", scan.OwnAlias, s.owner, bus.Token(sandbox), link)
+	return s.aliasPrefix() + bus.Token(sandbox) + ":" + link
 }
+
+// aliasPrefix begins the aliases of this host's devices: another daemon on the
+// same machine has another run directory.
+func (s *Service) aliasPrefix() string { return scan.OwnAlias + s.owner + ":" }

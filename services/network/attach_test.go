@@ -32,18 +32,14 @@ func TestFramesPassBothWaysAndDetachLeavesNothing(t *testing.T) {
 	}
 	tap := r.open("box", link.Id)[0]
 	wireEnd := outside.packets("out0")
-	if _, err := wireEnd.Write(frame(link.Mac, "02:00:00:00:00:99", "10.9.0.1", "10.9.0.2", "to the guest")); err != nil {
+	pass(t, wireEnd, tap, frame(link.Mac, "02:00:00:00:00:99", "10.9.0.1", "10.9.0.2", "goes to the guest"))
+	forged := frame("02:00:00:00:00:99", link.Mac, "10.9.0.77", "10.9.0.1", "is forged by the guest")
+	if _, err := tap.Write(withHeader(forged)); err != nil {
 		t.Fatal(err)
 	}
-	receives(t, tap, "to the guest")
-	for _, f := range []struct{ ip, text string }{{"10.9.0.77", "forged"}, {"10.9.0.2", "from the guest"}} {
-		if _, err := tap.Write(withHeader(frame("02:00:00:00:00:99", link.Mac, f.ip, "10.9.0.1", f.text))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	receives(t, wireEnd, "from the guest")
+	pass(t, tap, wireEnd, withHeader(frame("02:00:00:00:00:99", link.Mac, "10.9.0.2", "10.9.0.1", "comes from the guest")))
 	stats := call[netv1.StatsReply](r, "stats", &netv1.StatsRequest{})
-	if len(stats.Nics) != 1 || stats.Nics[0].Spoofed != 1 || stats.Nics[0].TxPackets != 2 || stats.Nics[0].RxPackets < 1 || stats.Nics[0].Name != "eth0" {
+	if len(stats.Nics) != 1 || stats.Nics[0].Spoofed != 1 || stats.Nics[0].TxPackets < 2 || stats.Nics[0].RxPackets < 1 || stats.Nics[0].Name != "eth0" {
 		t.Errorf("counted as the VM sees it: %v", stats.Nics)
 	}
 

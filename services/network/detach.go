@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"bulkhead/bus"
 	netv1 "bulkhead/proto/net/v1"
@@ -22,6 +23,9 @@ func (s *Service) detach(ctx context.Context, req *netv1.DetachRequest) (*netv1.
 		return nil, err
 	}
 	defer unlock()
+	if err := s.recall(ctx, a); err != nil {
+		return nil, err
+	}
 	if a.record == nil {
 		return &netv1.DetachReply{}, nil
 	}
@@ -64,24 +68,65 @@ func (s *Service) dismantle(ctx context.Context, a *attachment) error {
 	return nil
 }
 
-// abandoned tells whether nobody needs an attachment any more: the process that
-// named its namespace has ended, no other one is in it, and no VM has a tap
-// open. The service's own descriptors keep the namespace alive until then.
-func (s *Service) abandoned(ctx context.Context, a *attachment) bool {
-	if other, err := netspace.Find(a.ns.ID); err == nil {
-		inside := other.PID != 0
-		other.Close()
-		if inside {
-			return false
-		}
+// successor is another process in the namespace of an attachment whose own has
+// ended; nil when there is none.
+func successor(a *attachment) *netspace.Namespace {
+	other, err := netspace.Find(a.ns.ID)
+	if err != nil {
+		return nil
 	}
+	if other.PID == 0 { // a mount alone
+		other.Close()
+		return nil
+	}
+	return other
+}
+
+// inUse tells whether a VM has one of the taps open.
+func inUse(a *attachment) bool {
 	for _, nic := range a.record.Nics {
 		l, err := a.ns.Netlink().LinkByName(nic.Device)
 		if err == nil && l.Type() == "tuntap" && l.Attrs().RawFlags&unix.IFF_LOWER_UP != 0 {
-			return false
+			return true
 		}
 	}
+	return false
+}
+
+// bereaved is what happens when the process that named a namespace has ended:
+// another one in it takes its place; else, when no VM has a tap open, nobody
+// needs the attachment, which keeps the namespace alive, any more. It tells
+// whether the follower is done; the caller holds a.op.
+func (s *Service) bereaved(a *attachment) (over bool) {
+	if other := successor(a); other != nil {
+		s.tasks.Go(func() { s.inherit(a, other) })
+		return true
+	}
+	if inUse(a) {
+		return false
+	}
+	s.tasks.Go(func() { s.detachGone(a) })
 	return true
+}
+
+// inherit has another process take the place of the one that ended.
+func (s *Service) inherit(a *attachment, ns *netspace.Namespace) {
+	same, unlock, err := s.lock(s.life, a.sandbox)
+	if err != nil {
+		ns.Close()
+		return
+	}
+	defer unlock()
+	if same != a || a.record == nil {
+		ns.Close()
+		return
+	}
+	before := proto.CloneOf(a.record)
+	if err := s.reanchor(a, ns); err != nil {
+		s.log.Error("a network namespace is not followed any more", "sandbox", a.sandbox, "error", err)
+		return
+	}
+	_ = s.tell(s.life, a, before)
 }
 
 // detachGone detaches an abandoned attachment. A service that ends meanwhile

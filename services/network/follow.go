@@ -153,8 +153,7 @@ func (s *Service) look(ctx context.Context, a *attachment, whole, orphaned bool)
 	if same != a || a.record == nil {
 		return true
 	}
-	if orphaned && s.abandoned(ctx, a) {
-		s.tasks.Go(func() { s.detachGone(a) })
+	if orphaned && s.bereaved(a) {
 		return true
 	}
 	if whole {

@@ -42,9 +42,14 @@ type space struct {
 // newSpace makes an empty namespace, with the loopback device up.
 func newSpace(t *testing.T) *space {
 	t.Helper()
-	cmd := exec.Command("sleep", "infinity")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	// It ends with the test's process, which holds the other end of its input.
+	cmd := exec.Command("cat")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	_, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
 		t.Fatalf("make a network namespace (needs root): %v", err)
 	}
 	s := &space{t: t, cmd: cmd}
@@ -302,20 +307,28 @@ func frame(toMAC, fromMAC, fromIP, toIP, text string) []byte {
 	return append(append(f, ip...), text...)
 }
 
-// receives reads until a frame with text comes.
-func receives(t *testing.T, f *os.File, text string) []byte {
+// pass sends a frame until it comes: a device whose carrier has just come drops
+// what is sent by it until the kernel has looked.
+func pass(t *testing.T, from, to *os.File, frame []byte) {
 	t.Helper()
-	_ = f.SetReadDeadline(time.Now().Add(deadline))
-	buf := make([]byte, 70000)
-	for {
-		n, err := f.Read(buf)
-		if err != nil {
-			t.Fatalf("the frame %q does not come: %v", text, err)
+	text := frame[len(frame)-12:]
+	end := time.Now().Add(deadline)
+	for buf := make([]byte, 70000); time.Now().Before(end); {
+		if _, err := from.Write(frame); err != nil {
+			t.Fatal(err)
 		}
-		if bytes.Contains(buf[:n], []byte(text)) {
-			return buf[:n]
+		_ = to.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		for {
+			n, err := to.Read(buf)
+			if err != nil {
+				break
+			}
+			if bytes.HasSuffix(buf[:n], text) {
+				return
+			}
 		}
 	}
+	t.Fatalf("a frame that ends with %q does not come", text)
 }
 
 // withHeader puts an empty virtio-net header before a frame, as the tap wants.

@@ -5,6 +5,9 @@ package network
 
 import (
 	"context"
+	"errors"
+
+	"github.com/vishvananda/netlink"
 
 	"bulkhead/bus"
 	netv1 "bulkhead/proto/net/v1"
@@ -45,6 +48,10 @@ func (s *Service) statsOf(ctx context.Context, sandbox string) ([]*netv1.NicStat
 	var found []*netv1.NicStats
 	for _, nic := range a.record.Nics {
 		l, err := a.ns.Netlink().LinkByName(nic.Device)
+		var absent netlink.LinkNotFoundError
+		if errors.As(err, &absent) {
+			continue // taken back as soon as it is noticed
+		}
 		if err != nil {
 			return nil, bus.Errorf(bus.Internal, "count the packets of link %s of sandbox %s: %w", nic.Link, sandbox, err)
 		}

@@ -175,16 +175,25 @@ func idOf(file *os.File) (ID, error) {
 	return ID{Device: st.Dev, Inode: st.Ino}, nil
 }
 
-// isHost tells whether a namespace is the service's own or that of the host's
-// first process, where that may be looked at.
-func isHost(id ID) bool {
-	for _, path := range []string{"/proc/self/ns/net", "/proc/1/ns/net"} {
-		var st unix.Stat_t
-		if unix.Stat(path, &st) == nil && id == (ID{Device: st.Dev, Inode: st.Ino}) {
-			return true
-		}
+// own is the namespace that the service was started in. It is read as the program
+// starts: a thread's may be another one for moments later.
+var own = func() ID {
+	var st unix.Stat_t
+	if unix.Stat("/proc/self/ns/net", &st) != nil {
+		return ID{}
 	}
-	return false
+	return ID{Device: st.Dev, Inode: st.Ino}
+}()
+
+// isHost tells whether a namespace is the service's own or that of the host's
+// first process, where that may be looked at. Without knowing its own it takes
+// every one for the host's.
+func isHost(id ID) bool {
+	if own == (ID{}) || id == own {
+		return true
+	}
+	var st unix.Stat_t
+	return unix.Stat("/proc/1/ns/net", &st) == nil && id == ID{Device: st.Dev, Inode: st.Ino}
 }
 
 // startTime is field 22 of /proc/<pid>/stat. The second field is in parentheses

@@ -28,10 +28,11 @@ func openWithoutPtrace(pid int32) (*os.File, error) {
 	}
 	result := make(chan outcome, 1)
 	go func() {
-		// The thread is not unlocked: it ends with the goroutine, and the empty
-		// namespace with it.
 		runtime.LockOSThread()
-		file, err := moveTapTo(pid)
+		file, back, err := moveTapTo(pid)
+		if back { // else the thread ends with the goroutine
+			runtime.UnlockOSThread()
+		}
 		result <- outcome{file, err}
 	}()
 	r := <-result
@@ -41,15 +42,21 @@ func openWithoutPtrace(pid int32) (*os.File, error) {
 	return r.file, nil
 }
 
-func moveTapTo(pid int32) (*os.File, error) {
+// moveTapTo does it on the calling thread, and tells whether that is where it was.
+func moveTapTo(pid int32) (file *os.File, back bool, err error) {
 	host, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	defer host.Close()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return nil, fmt.Errorf("make an empty network namespace: %w", err)
+		return nil, true, fmt.Errorf("make an empty network namespace: %w", err)
 	}
+	file, err = moveTapFromHere(pid, host)
+	return file, unix.Setns(int(host.Fd()), unix.CLONE_NEWNET) == nil, err
+}
+
+func moveTapFromHere(pid int32, host *os.File) (*os.File, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, err

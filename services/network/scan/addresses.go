@@ -22,7 +22,10 @@ func (r *reading) addresses() (map[int][]*netv1.Address, error) {
 	}
 	found := map[int][]*netv1.Address{}
 	for _, a := range all {
-		if a.IPNet == nil || a.Flags&unix.IFA_F_TEMPORARY != 0 {
+		if a.IPNet == nil {
+			continue
+		}
+		if a.IP.To4() == nil && a.Flags&unix.IFA_F_TEMPORARY != 0 { // of IPv4 the same bit means secondary
 			continue // a privacy address is the kernel's passing choice; the guest's makes its own
 		}
 		out := &netv1.Address{

@@ -15,7 +15,7 @@ import (
 
 // kinds are those of the kernel's virtual links whose frames are Ethernet's and
 // go nowhere but where the namespace's own go.
-var kinds = []string{"veth", "macvlan", "macvtap", "ipvlan", "ipvtap", "tun", "dummy", "bridge", "bond", "team", "vlan", "vxlan", "geneve", "gretap", "ip6gretap", "netkit", "ifb"}
+var kinds = []string{"veth", "macvlan", "macvtap", "ipvlan", "ipvtap", "tun", "dummy", "bridge", "bond", "team", "vlan", "vxlan", "geneve", "gretap", "ip6gretap", "netkit"}
 
 // stacked are those of them that stand on another link.
 var stacked = []string{"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan"}

@@ -4,10 +4,12 @@
 package wire
 
 import (
+	"errors"
 	"fmt"
 	"net"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // The model bridge: the link and the tap are ports of a bridge. A bridge takes
@@ -18,8 +20,7 @@ func (w *Wire) makeBridge() error {
 	nl := w.NS.Netlink()
 	b, err := nl.LinkByName(w.NIC.Bridge)
 	if absent(err) {
-		off := false
-		bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs(), MulticastSnooping: &off, VlanFiltering: &off}
+		bridge := &netlink.Bridge{LinkAttrs: netlink.NewLinkAttrs()}
 		bridge.Name, bridge.MTU = w.NIC.Bridge, int(w.MTU)
 		if err := nl.LinkAdd(bridge); err != nil {
 			return fmt.Errorf("make a bridge: %w", err)
@@ -30,7 +31,7 @@ func (w *Wire) makeBridge() error {
 		return err
 	}
 	if b.Attrs().Alias == "" && b.Type() == "bridge" {
-		if err := nl.LinkSetAlias(b, w.Alias+" mac="+w.NIC.LinkMac); err != nil {
+		if err := nl.LinkSetAlias(b, w.fullAlias()); err != nil {
 			return fmt.Errorf("name the bridge's owner: %w", err)
 		}
 	}
@@ -39,6 +40,10 @@ func (w *Wire) makeBridge() error {
 	}
 	if err := w.quiet(b); err != nil {
 		return err
+	}
+	// Both ports get every group; a kernel without snooping does that anyway.
+	if err := nl.BridgeSetMcastSnoop(b, false); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("have the bridge pass all multicast: %w", err)
 	}
 	return nl.LinkSetUp(b)
 }

@@ -32,7 +32,7 @@ func (w *Wire) makeMacvtap() error {
 		return err
 	}
 	if l.Attrs().Alias == "" && l.Type() == "macvtap" {
-		if err := nl.LinkSetAlias(l, w.Alias); err != nil {
+		if err := nl.LinkSetAlias(l, w.fullAlias()); err != nil {
 			return fmt.Errorf("name the macvtap's owner: %w", err)
 		}
 	}

@@ -36,7 +36,7 @@ func (w *Wire) makeTap() error {
 	if err != nil {
 		return fmt.Errorf("find the tap that was made: %w", err)
 	}
-	if err := w.NS.Netlink().LinkSetAlias(l, w.Alias); err != nil {
+	if err := w.NS.Netlink().LinkSetAlias(l, w.fullAlias()); err != nil {
 		return fmt.Errorf("name the tap's owner: %w", err)
 	}
 	if err := unix.IoctlSetInt(int(tap.Fd()), unix.TUNSETPERSIST, 1); err != nil {

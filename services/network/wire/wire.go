@@ -33,7 +33,7 @@ const (
 type Wire struct {
 	NS    *netspace.Namespace
 	NIC   *netv1.Nic // what is made; Plan fills it
-	Alias string     // of the devices
+	Alias string     // begins that of the devices, and says whose they are
 	MTU   uint32
 	// Step is called before each step with its name; an error of it is the
 	// step's. Tests fail and end the process there.
@@ -55,8 +55,8 @@ type step struct {
 func Plan(ns *netspace.Namespace, link netlink.Link, id, model string, queues uint32) (nic *netv1.Nic, err error) {
 	a := link.Attrs()
 	model, _ = Model(link, model)
-	nic = &netv1.Nic{Link: id, LinkIndex: int32(a.Index), Model: model, Queues: queues, Device: fmt.Sprintf("bhtap%d", a.Index)}
-	for _, name := range []string{nic.Device, fmt.Sprintf("bhbr%d", a.Index)} {
+	nic = &netv1.Nic{Link: id, LinkIndex: int32(a.Index), Model: model, Queues: queues, Device: tapName(a.Index)}
+	for _, name := range []string{nic.Device, bridgeName(a.Index)} {
 		if l, err := ns.Netlink().LinkByName(name); err == nil {
 			return nil, fmt.Errorf("link %s cannot be joined: a device %s (%s, alias %q) is in the network namespace already", a.Name, name, l.Type(), l.Attrs().Alias)
 		} else if !absent(err) {
@@ -72,7 +72,7 @@ func Plan(ns *netspace.Namespace, link netlink.Link, id, model string, queues ui
 		// joined, and the guest joins its own.
 		nic.AllMulticast = link.Type() == "macvlan" && a.Allmulti == 0
 	case ModelBridge:
-		nic.Bridge = fmt.Sprintf("bhbr%d", a.Index)
+		nic.Bridge = bridgeName(a.Index)
 		nic.LinkMac = a.HardwareAddr.String()
 	}
 	return nic, nil
@@ -183,7 +183,7 @@ func (w *Wire) own(name string) (netlink.Link, error) {
 	if err != nil {
 		return nil, err
 	}
-	if alias := l.Attrs().Alias; alias != w.Alias && !strings.HasPrefix(alias, w.Alias+" ") {
+	if !strings.HasPrefix(l.Attrs().Alias, w.Alias+" ") {
 		return nil, fmt.Errorf("device %s in the network namespace is not Bulkhead's", name)
 	}
 	return l, nil
@@ -259,7 +259,7 @@ func (w *Wire) drop(name string) error {
 	}
 	// Plan saw that the name was free: a device without an alias is one whose
 	// making was cut short.
-	if alias := l.Attrs().Alias; alias != "" && alias != w.Alias && !strings.HasPrefix(alias, w.Alias+" ") {
+	if alias := l.Attrs().Alias; alias != "" && !strings.HasPrefix(alias, w.Alias+" ") {
 		return nil
 	}
 	if err := w.NS.Netlink().LinkDel(l); !absent(err) {
