@@ -14,6 +14,7 @@ import (
 
 	"bulkhead/agent/container"
 	"bulkhead/agent/guest"
+	"bulkhead/agent/network"
 	"bulkhead/agent/reaper"
 	"bulkhead/bus/link"
 	"bulkhead/bus/stdio"
@@ -44,6 +45,7 @@ type agent struct {
 	begun      float64
 	shares     guest.Shares
 	containers *container.Manager
+	network    *network.Network
 	identity   identity
 	events     events
 }
@@ -63,16 +65,17 @@ func Run(ctx context.Context, deps Deps) error {
 	endpoint := stdio.NewEndpoint(stdio.EndpointConfig{Warn: func(channel uint32, err error) {
 		deps.Log.Warn("the host sent a senseless frame", "channel", channel, "error", err)
 	}})
-	a := &agent{log: deps.Log, sandbox: deps.Sandbox, begun: deps.Begun}
+	a := &agent{log: deps.Log, sandbox: deps.Sandbox, begun: deps.Begun, network: network.New()}
 	a.containers = container.NewManager(container.Config{
-		Log:       deps.Log,
-		Reaper:    orphans,
-		Streams:   streams{endpoint},
-		Exited:    a.exited,
-		OOMKilled: a.outOfMemory,
-		Prepare:   a.mountShare,
-		Labels:    labels(),
-		FindDisk:  findDisk, WeighDisk: guest.WeighDisk,
+		Log:         deps.Log,
+		Reaper:      orphans,
+		Streams:     streams{endpoint},
+		Exited:      a.exited,
+		OOMKilled:   a.outOfMemory,
+		Prepare:     a.mountShare,
+		Labels:      labels(),
+		MoveNetwork: a.network.Move,
+		FindDisk:    findDisk, WeighDisk: guest.WeighDisk,
 		StateDir: stateDir, MemoryDir: memoryDir,
 	})
 	group, running := errgroup.WithContext(ctx)

@@ -8,6 +8,7 @@ import (
 	"errors"
 
 	"bulkhead/agent/container"
+	"bulkhead/agent/network"
 	"bulkhead/bus"
 )
 
@@ -21,6 +22,8 @@ var reasons = []struct {
 	{container.ErrNotExist, bus.NotFound},
 	{container.ErrNotRunning, bus.FailedPrecondition},
 	{container.ErrState, bus.FailedPrecondition},
+	{network.ErrInvalid, bus.InvalidArgument},
+	{network.ErrOld, bus.FailedPrecondition},
 	{context.DeadlineExceeded, bus.DeadlineExceeded},
 	{context.Canceled, bus.DeadlineExceeded},
 }

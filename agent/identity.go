@@ -52,6 +52,9 @@ func (a *agent) configure(ctx context.Context, req *agentv1.ConfigureRequest) (*
 		if err := guest.SetProcessors(ctx, int(req.GetVcpus())); err != nil {
 			return nil, err
 		}
+		if err := a.network.Spread(int(req.GetVcpus())); err != nil {
+			return nil, err
+		}
 	}
 	a.identity.given = who
 	return &agentv1.ConfigureReply{Kernel: kernelRelease}, nil
@@ -60,6 +63,9 @@ func (a *agent) configure(ctx context.Context, req *agentv1.ConfigureRequest) (*
 // resize follows a change of the machine.
 func (a *agent) resize(ctx context.Context, req *agentv1.ResizeRequest) (*agentv1.ResizeReply, error) {
 	if err := guest.SetProcessors(ctx, int(req.GetVcpus())); err != nil {
+		return nil, err
+	}
+	if err := a.network.Spread(int(req.GetVcpus())); err != nil {
 		return nil, err
 	}
 	return &agentv1.ResizeReply{}, guest.AllowHugePages()

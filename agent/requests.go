@@ -6,6 +6,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -13,8 +14,15 @@ import (
 
 	"bulkhead/agent/container"
 	"bulkhead/agent/guest"
+	"bulkhead/agent/network"
 	agentv1 "bulkhead/proto/agent/v1"
+	vmv1 "bulkhead/proto/vm/v1"
 )
+
+// setNetwork gives the guest the network that its container has on the host.
+func (a *agent) setNetwork(ctx context.Context, req *agentv1.NetworkRequest) (*agentv1.NetworkReply, error) {
+	return a.network.Apply(ctx, req)
+}
 
 func (a *agent) create(ctx context.Context, req *agentv1.CreateRequest) (*agentv1.CreateReply, error) {
 	shares := make([]container.Share, 0, len(req.GetShares()))
@@ -38,7 +46,7 @@ func (a *agent) create(ctx context.Context, req *agentv1.CreateRequest) (*agentv
 	}
 	pid, err := a.containers.Create(ctx, container.CreateRequest{
 		Key: req.GetContainer(), Config: req.GetConfig(), Channel: req.GetChannel(), Rootfs: req.GetRootfs(), Shares: shares,
-		Joins: joins, ID: req.GetId(), Bundle: req.GetBundle(), Disks: disks, Share: req.GetShare(),
+		Joins: joins, ID: req.GetId(), Bundle: req.GetBundle(), Disks: disks, Share: req.GetShare(), OwnNetwork: req.GetOwnNetwork(),
 	})
 	if err != nil {
 		return nil, err
@@ -132,7 +140,7 @@ func (a *agent) stats(_ context.Context, req *agentv1.StatsRequest) (*agentv1.St
 	if err != nil {
 		return nil, err
 	}
-	if s.NetworkInterfaces, err = guest.Interfaces(); err != nil {
+	if s.NetworkInterfaces, err = interfaces(c); err != nil {
 		return nil, err
 	}
 	text, err := json.Marshal(s)
@@ -140,4 +148,17 @@ func (a *agent) stats(_ context.Context, req *agentv1.StatsRequest) (*agentv1.St
 		return nil, fmt.Errorf("encoding the statistics: %w", err)
 	}
 	return &agentv1.StatsReply{MemoryBytes: s.Memory.Usage.Usage, CpuNs: s.CPU.Usage.Total, Pids: s.Pids.Current, Stats: string(text)}, nil
+}
+
+// interfaces counts in the container's network namespace; one without a process has that of the guest.
+func interfaces(c *container.Container) ([]vmv1.InterfaceStats, error) {
+	namespace, err := c.NetworkNamespace()
+	if errors.Is(err, container.ErrNotRunning) {
+		return network.Counters(nil)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer namespace.Close()
+	return network.Counters(namespace)
 }

@@ -109,6 +109,7 @@ func (a *agent) register(nc *nats.Conn) (*bus.AgentServer, error) {
 	err := errors.Join(
 		handle(s, "configure", a.configure),
 		handle(s, "resize", a.resize),
+		handle(s, "network", a.setNetwork),
 		handle(s, "create", a.create),
 		handle(s, "start", a.start),
 		handle(s, "exec", a.exec),

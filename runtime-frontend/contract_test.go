@@ -89,7 +89,7 @@ var contract = []struct {
 	{"createContainer hooks run in the container's namespaces before its root changes", "TestBeforeTheRootChangesHooksSeeBoth TestOCIHooksRunInOrderAndInTheirNamespaces"},
 	{"a namespace of another container means its VM", "TestAContainerRunsInTheVMWhoseNamespacesItJoins TestOCIContainersShareNamespacesInOneVM TestDockerContainersJoinEachOther"},
 	{"poststart by version, poststop to the last", "TestPoststartFailureFollowsTheVersion TestPoststartAndPoststopHooks TestPoststopRunsTheRestAfterAFailure"},
-	{"interfaces are refused, also those that come after create", "TestStartRefusesInterfacesThatCameAfterCreate TestDockerNetworksAreRefusedInASentence"},
+	{"its network is that of its namespace, also what comes after create", "TestAContainerStartsWithTheNetworkOfItsNamespace TestAVMFollowsItsNamespaceThroughRestarts TestDockerNetworksAreRefusedInASentence"},
 }
 
 var testFunction = regexp.MustCompile(`(?m)^func (Test\w+)\(`)

@@ -91,13 +91,6 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 			},
 			want: "createRuntime hook #0",
 		},
-		"network": {
-			edit: func(s *specs.Spec) {
-				s.Hooks = &specs.Hooks{Prestart: []specs.Hook{script(t,
-					`pid=$(sed 's/.*"pid":\([0-9]*\).*/\1/'); nsenter -t $pid -n ip link add eth9 type bridge`)}}
-			},
-			want: "use --network none",
-		},
 		"worker": {
 			prepare: func(_ *testing.T, h *host, _ string) {
 				h.onCreate = func(*vmv1.CreateRequest) error {

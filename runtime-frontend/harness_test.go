@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -222,13 +221,4 @@ func script(t *testing.T, text string) specs.Hook {
 // waitExited waits for the end of a child and leaves it as a zombie.
 func waitExited(pid int) error {
 	return unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
-}
-
-// addBridge puts an interface into the network namespace of a process.
-func addBridge(t *testing.T, pid int) {
-	t.Helper()
-	out, err := exec.Command("nsenter", "-t", fmt.Sprint(pid), "-n", "ip", "link", "add", "eth9", "type", "bridge").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
 }

@@ -130,9 +130,6 @@ func create(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef, opts l
 	}
 	undo.add(func(context.Context) error { return relay.Kill() })
 	hooked = b.Spec.Hooks != nil
-	if err := checkNetwork(relay.Identity().GetPid()); err != nil {
-		return nil, err
-	}
 
 	mounts, devices, err := handOver(ctx, filepath.Join(cfg.Host.RunDir, handoverSocket), operation, b)
 	if err != nil {

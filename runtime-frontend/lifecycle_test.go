@@ -225,13 +225,6 @@ func TestWhatBecomesOfABundleAfterCreateDoesNotMatter(t *testing.T) {
 	}
 }
 
-func TestStartRefusesInterfacesThatCameAfterCreate(t *testing.T) {
-	h := newHost(t)
-	h.created("c1", nil)
-	addBridge(t, h.lastRelay().cmd.Process.Pid)
-	h.run("start", "c1").fails(t, 1, "use --network none")
-}
-
 func TestExecOfAProcessFile(t *testing.T) {
 	h := newHost(t)
 	h.created("c1", nil)

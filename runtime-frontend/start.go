@@ -34,11 +34,6 @@ func start(ctx context.Context, inv *invocation, ref *vmv1.ContainerRef) error {
 	if err != nil {
 		return err
 	}
-	if record.GetStatus() == vmv1.ContainerStatus_CONTAINER_STATUS_CREATED && alive(record.GetRelay()) {
-		if err := checkNetwork(record.GetRelay().GetPid()); err != nil {
-			return err
-		}
-	}
 	reply, err := call[vmv1.StartReply](ctx, inv, "start", &vmv1.StartRequest{Ref: ref})
 	if err != nil {
 		return orNotFound(err)

@@ -86,7 +86,7 @@ func (s *sandbox) agentCreate(ctx context.Context, rec *vmv1.Container, p *plan)
 	req := &agentv1.CreateRequest{
 		Container: rec.Key, Config: p.req.Config, Channel: rec.Channel, Rootfs: rec.Key + "/rootfs",
 		Joins: p.joins, Id: rec.Ref.Id, Bundle: rec.Bundle,
-		Disks: p.disksForAgent(), Share: p.share,
+		Disks: p.disksForAgent(), Share: p.share, OwnNetwork: p.ownNetwork,
 	}
 	for _, m := range p.mounts {
 		if m.Destination == "/" {

@@ -145,12 +145,15 @@ func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
 
 var idEncoding = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
+// sandboxPrefix begins the id of every VM.
+const sandboxPrefix = "vm-"
+
 // newSandboxID makes an id of 50 random bits: short enough to read, one token
 // of a subject, and never used before on this host.
 func newSandboxID() string {
 	var b [7]byte
 	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the program instead
-	return "vm-" + strings.ToLower(idEncoding.EncodeToString(b[:])[:10])
+	return sandboxPrefix + strings.ToLower(idEncoding.EncodeToString(b[:])[:10])
 }
 
 // build does the steps of the saga in order, each with its undo.
@@ -187,6 +190,10 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 	if err := cg.Enter(relay.pid); err != nil {
 		return fmt.Errorf("move the relay into its cgroup: %w", err)
 	}
+	network, err := networkOf(relay, p.req.Relay.StartTime)
+	if err != nil {
+		return err
+	}
 	if vm := s.living(); vm != nil { // a further container of a pod
 		undo.did("make container in a shared VM", func(ctx context.Context) error {
 			if !s.alive() {
@@ -194,10 +201,13 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 			}
 			return errors.Join(s.agentDelete(ctx, c.key), vm.DetachMounts(ctx, c.key), vm.DetachDisks(ctx, diskPrefix(c.key)))
 		})
+		if err := s.admitNetwork(p, network); err != nil {
+			return err
+		}
 		if err := s.fit(ctx); err != nil { // undone by abort, when the container has left
 			return err
 		}
-	} else if err := s.boot(ctx, p, cg.ProcsPaths(), undo); err != nil {
+	} else if err := s.bootWithNetwork(ctx, p, network, cg.ProcsPaths(), undo); err != nil {
 		return err
 	}
 	if err := c.attachMounts(ctx, p, handed); err != nil {

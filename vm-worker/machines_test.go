@@ -214,6 +214,9 @@ func (m *machine) DetachMounts(context.Context, string) error                   
 func (m *machine) AttachShare(context.Context, string) error                       { return nil }
 func (m *machine) AttachDisk(context.Context, hypervisor.Disk) error               { return nil }
 func (m *machine) DetachDisks(context.Context, string) error                       { return nil }
+func (m *machine) AttachNIC(context.Context, hypervisor.NIC) error                 { return nil }
+func (m *machine) DetachNIC(context.Context, string) error                         { return nil }
+func (m *machine) NICs(context.Context) ([]hypervisor.PluggedNIC, error)           { return nil, nil }
 func (m *machine) MirrorMounts(context.Context, hypervisor.Followed) error         { return nil }
 
 func (m *machine) Kill(ctx context.Context) error {

@@ -15,6 +15,7 @@ import (
 	"bulkhead/bus"
 	"bulkhead/bus/config"
 	agentv1 "bulkhead/proto/agent/v1"
+	netv1 "bulkhead/proto/net/v1"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hypervisor"
 )
@@ -36,7 +37,9 @@ type plan struct {
 
 	processLabel, mountLabel string // SELinux labels; empty: none asked for
 	merging                  vmv1.Merging
-	share                    string // tag of the share for the label of its files; empty: the one that every VM has
+	policy                   *netv1.Policy // of a VM for this container alone
+	ownNetwork               bool          // it shares a VM and not its network; set with the VM that it shares
+	share                    string        // tag of the share for the label of its files; empty: the one that every VM has
 }
 
 // plannedMount is a handed mount and its place below the guest's share.
@@ -73,6 +76,9 @@ func newPlan(req *vmv1.CreateRequest, cfg config.VM) (*plan, error) {
 	}
 	var err error
 	if p.merging, err = vmv1.ReadMerging(p.spec.Annotations); err != nil {
+		return nil, bus.Errorf(bus.InvalidArgument, "container %s: %w", ref.Id, err)
+	}
+	if p.policy, err = netv1.PolicyOf(p.spec.Annotations); err != nil {
 		return nil, bus.Errorf(bus.InvalidArgument, "container %s: %w", ref.Id, err)
 	}
 	if err := p.planMounts(); err != nil {

@@ -91,6 +91,9 @@ func (w *Worker) adopt(ctx context.Context, st *stored) error {
 	}
 	if vm != nil {
 		s.adoptVM(vm)
+		w.tasks.Go(s.network.follow)
+	} else {
+		w.tasks.Go(s.network.detach)
 	}
 	for _, c := range half {
 		log.Info("finishing a create that was cut short: it is undone", "container", c.rec.Ref.Id)

@@ -79,7 +79,7 @@ func startRelay(t *testing.T, runDir string, flags ...uintptr) *relay {
 	r.cmd = exec.Command(relayBinary)
 	r.cmd.ExtraFiles = []*os.File{theirs, dirFile}
 	r.cmd.Stdout = r.output
-	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: unix.CLONE_NEWNET} // as the frontend starts one, never in the host's network
 	for _, flag := range flags {
 		r.cmd.SysProcAttr.Cloneflags |= flag
 	}

@@ -5,6 +5,7 @@ package vmworker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	netv1 "bulkhead/proto/net/v1"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hypervisor"
 	"bulkhead/vm-worker/router"
@@ -28,12 +30,15 @@ type sandbox struct {
 	stopLinks context.CancelFunc
 	links     sync.WaitGroup
 	ready     chan struct{} // closed at the agent's first "ready"
+	launched  chan struct{} // closed when there is a VM
 	over      chan struct{} // closed when the end of the VM is recorded
 	sizing    chan struct{} // a mutex of the VM's size that a context can give up on: holds one token
 
 	// life ends with the VM; died ends it. Requests to its agent end with it.
 	life context.Context
 	died context.CancelFunc
+
+	network *network
 
 	sharing sync.Mutex // held while a share is plugged in
 
@@ -52,12 +57,14 @@ func (w *Worker) newSandbox(rec *vmv1.Sandbox) *sandbox {
 	s := &sandbox{
 		w: w, id: rec.Id, rec: rec,
 		ready:       make(chan struct{}),
+		launched:    make(chan struct{}),
 		over:        make(chan struct{}),
 		sizing:      make(chan struct{}, 1),
 		members:     map[string]*container{},
 		nextChannel: firstChannel,
 		stopLinks:   func() {},
 	}
+	s.network = newNetwork(s)
 	s.life, s.died = context.WithCancel(context.Background())
 	s.router = router.New(router.Config{
 		Log:    w.log.Named("router").With("sandbox", rec.Id),
@@ -166,6 +173,34 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo 
 	return nil
 }
 
+// bootWithNetwork starts the VM and wires it to the network of its first container meanwhile.
+func (s *sandbox) bootWithNetwork(ctx context.Context, p *plan, ns *netv1.Namespace, cgroupProcs []string, undo *saga) error {
+	if err := s.keepNetwork(ctx, p, ns); err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	network := s.network.begin(ctx, stop)
+	undo.did("attach the network", network.undo)
+	err := s.boot(ctx, p, cgroupProcs, undo)
+	if err != nil {
+		stop(err)
+	}
+	if netErr := network.wait(); netErr != nil && (err == nil || errors.Is(context.Cause(ctx), netErr)) {
+		return netErr // what went wrong first
+	}
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if err := s.network.sync(ctx); err != nil {
+		return err
+	}
+	s.phase("network", began)
+	s.w.tasks.Go(s.network.follow)
+	return nil
+}
+
 // adoptVM takes a running VM into the sandbox and begins to serve its guest.
 func (s *sandbox) adoptVM(vm hypervisor.VM) {
 	hr := vm.Record()
@@ -177,6 +212,7 @@ func (s *sandbox) adoptVM(vm hypervisor.VM) {
 		s.rec.Created = timestamppb.Now()
 	}
 	s.mu.Unlock()
+	close(s.launched)
 	s.serveLinks(vm)
 	s.w.tasks.Go(func() { s.watchVM(vm) })
 }

@@ -76,6 +76,7 @@ func (s *sandbox) watchVM(vm hypervisor.VM) {
 	}
 	s.w.event(ctx, "sandbox", s.id, "stopped", map[string]string{"reason": reason})
 	close(s.over)
+	s.w.tasks.Go(s.network.detach)
 }
 
 // kill ends the VM, keeping why in the record.
@@ -185,6 +186,7 @@ func (s *sandbox) remove(ctx context.Context) error {
 		case <-wait.Done():
 		}
 	}
+	s.awaitDetached(ctx)
 	s.router.Close()
 	if err := s.removeCgroup(ctx); err != nil {
 		return err
@@ -195,6 +197,21 @@ func (s *sandbox) remove(ctx context.Context) error {
 	s.mu.Unlock()
 	s.w.event(ctx, "sandbox", s.id, "removed", nil)
 	return err
+}
+
+// awaitDetached waits until nothing of a VM that has ended is left in its network
+// namespace, as long as the net service may take for that.
+func (s *sandbox) awaitDetached(ctx context.Context) {
+	if s.machine() != nil && s.alive() {
+		return // it could not be ended
+	}
+	wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
+	defer cancel()
+	select {
+	case <-s.network.gone:
+	case <-s.w.stopping:
+	case <-wait.Done():
+	}
 }
 
 // cgroupFile describes the cgroup of a VM that has outlived the container in

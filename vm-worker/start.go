@@ -54,6 +54,9 @@ func (w *Worker) startNow(ctx context.Context, req *vmv1.StartRequest) (*vmv1.St
 	default:
 		return nil, bus.Errorf(bus.FailedPrecondition, "cannot start an already running container")
 	}
+	if err := c.refreshNetwork(ctx); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	// Recorded before the act: a worker that dies in between finds who started it.
 	if err := c.set(ctx, func(rec *vmv1.Container) { rec.StartOperationId = op }); err != nil {

@@ -88,6 +88,7 @@ func Run(ctx context.Context, d Deps) error {
 		return err
 	}
 	w.tasks.Go(w.watchHostMounts)
+	w.tasks.Go(w.followNetworks)
 	svc, err := w.serve(ctx, d.Version)
 	if err != nil {
 		return err

@@ -36,6 +36,8 @@ type CreateRequest struct {
 	ID      string // the container's on the host, and its bundle there: hooks read them
 	Bundle  string
 	Disks   []Disk
+	// OwnNetwork gives it a network namespace with nothing in it: the guest's network is that of others.
+	OwnNetwork bool
 }
 
 // Create makes a container whose init waits for Start, and returns the init's
@@ -87,7 +89,7 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		return 0, err
 	}
 	t, err := translate(&spec, c.key, layout{
-		share: share, rootfs: req.Rootfs, shares: req.Shares, disks: found, memory: c.m.cfg.MemoryDir,
+		share: share, rootfs: req.Rootfs, shares: req.Shares, disks: found, memory: c.m.cfg.MemoryDir, ownNetwork: req.OwnNetwork,
 	}, joined)
 	if err != nil {
 		return 0, err
@@ -129,7 +131,11 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 		c.mounts, holdErr = c.holdMounts(p.pid)
 	})
 	if err == nil {
-		if err = errors.Join(holdErr, c.weighDisks(t.weights)); err != nil {
+		err = errors.Join(holdErr, c.weighDisks(t.weights))
+		if err == nil && t.takesNetwork {
+			err = c.m.cfg.MoveNetwork(ctx, p.pid)
+		}
+		if err != nil {
 			_ = c.cgroup.kill()
 			select { // its exit is collected before what it left is removed
 			case <-p.done:

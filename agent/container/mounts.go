@@ -24,11 +24,12 @@ type Share struct {
 
 // layout says where a container's files are.
 type layout struct {
-	share  string // where the share is mounted in the guest
-	rootfs string // below share
-	shares []Share
-	disks  disks
-	memory string // directory of the shared memories
+	share      string // where the share is mounted in the guest
+	rootfs     string // below share
+	shares     []Share
+	disks      disks
+	memory     string // directory of the shared memories
+	ownNetwork bool   // it has no part in the guest's network
 }
 
 // path resolves a path below the share. What the host sends is trusted, but a

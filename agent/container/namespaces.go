@@ -124,6 +124,12 @@ func (c *Container) openNamespace(file string) (joinedFile, error) {
 	return joinedFile{f, pid}, nil
 }
 
+// NetworkNamespace opens the network namespace of the container's init; the caller closes it.
+func (c *Container) NetworkNamespace() (*os.File, error) {
+	f, err := c.openNamespace("net")
+	return f.File, err
+}
+
 func isOwn(f *os.File, file string) (bool, error) {
 	var own, other unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/"+file, &own); err != nil {
@@ -139,8 +145,10 @@ func isOwn(f *os.File, file string) (bool, error) {
 // another container's where one is joined, else new ones. Four are never the agent's own.
 //
 // The guest's own network is the container's, except in a user namespace: its root has no power over
-// a network that does not belong to it, not even to listen on port 80.
-func guestNamespaces(asked []specs.LinuxNamespace, joined joined) []specs.LinuxNamespace {
+// a network that does not belong to it, not even to listen on port 80. So the network moves into that
+// container's namespace (takesNetwork). One that has no part in the guest's network (isolated) has a
+// namespace of its own as well, with nothing in it.
+func guestNamespaces(asked []specs.LinuxNamespace, joined joined, isolated bool) (all []specs.LinuxNamespace, takesNetwork bool) {
 	kinds := []specs.LinuxNamespaceType{specs.PIDNamespace, specs.MountNamespace, specs.UTSNamespace, specs.IPCNamespace}
 	for _, ns := range asked {
 		switch {
@@ -150,14 +158,14 @@ func guestNamespaces(asked []specs.LinuxNamespace, joined joined) []specs.LinuxN
 			kinds = append(kinds, ns.Type)
 		}
 	}
-	if slices.Contains(kinds, specs.UserNamespace) && !slices.Contains(kinds, specs.NetworkNamespace) && !joined.own(specs.NetworkNamespace) {
+	if _, joins := joined[specs.NetworkNamespace]; !joins && (isolated || slices.Contains(kinds, specs.UserNamespace)) {
 		kinds = append(kinds, specs.NetworkNamespace)
+		takesNetwork = !isolated
 	}
-	all := make([]specs.LinuxNamespace, 0, len(kinds))
 	for _, kind := range kinds {
 		all = append(all, specs.LinuxNamespace{Type: kind, Path: joined.path(kind)})
 	}
-	return all
+	return all, takesNetwork
 }
 
 func hasNamespace(l *specs.Linux, kind specs.LinuxNamespaceType) bool {

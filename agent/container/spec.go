@@ -20,10 +20,11 @@ const cgroupRoot = "/containers"
 
 // translation is what a specification means in the guest.
 type translation struct {
-	config  *configs.Config
-	process *specs.Process            // nil when the specification has none
-	sysctl  map[string]string         // written by the agent, not by libcontainer
-	weights []specs.LinuxWeightDevice // of single disks, the same
+	config       *configs.Config
+	process      *specs.Process            // nil when the specification has none
+	sysctl       map[string]string         // written by the agent, not by libcontainer
+	weights      []specs.LinuxWeightDevice // of single disks, the same
+	takesNetwork bool                      // the guest's network moves into its namespace
 }
 
 // translate turns the host's specification into libcontainer's configuration.
@@ -54,7 +55,7 @@ func translate(spec *specs.Spec, key string, layout layout, joined joined) (*tra
 		}
 	}
 	spec.Linux.CgroupsPath = cgroupRoot + "/" + key
-	spec.Linux.Namespaces = guestNamespaces(spec.Linux.Namespaces, joined)
+	spec.Linux.Namespaces, t.takesNetwork = guestNamespaces(spec.Linux.Namespaces, joined, layout.ownNetwork)
 	if joined.own(specs.UserNamespace) { // the other has none, and engines write mappings all the same
 		spec.Linux.UIDMappings, spec.Linux.GIDMappings = nil, nil
 	}

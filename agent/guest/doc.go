@@ -5,7 +5,7 @@
 // and is the only place that changes the machine as a whole: mounts, cgroups,
 // kernel parameters, the clock, the random generator, power.
 //
-// It imports only x/sys, the standard library and, for the shape of statistics,
-// proto/vm, so that it costs nothing at start. The invariant: it runs as root in a VM of its own. Nothing here may be
+// It imports only x/sys and the standard library, so that it costs nothing at
+// start. The invariant: it runs as root in a VM of its own. Nothing here may be
 // called on a host.
 package guest

@@ -13,15 +13,16 @@ import (
 
 // UnplugControl takes the port of the control link away from the running
 // guest, as a fault of the hypervisor would.
-func (vm *VM) UnplugControl() error { return vm.monitor("device_del ctlport") }
+func (vm *VM) UnplugControl() error { return vm.Monitor("device_del ctlport") }
 
 // AddProcessor gives the running guest the processor with this number of its
 // package, for which -smp must have left room.
 func (vm *VM) AddProcessor(n int) error {
-	return vm.monitor(fmt.Sprintf("device_add max-x86_64-cpu,id=added%d,socket-id=0,core-id=%d,thread-id=0", n, n))
+	return vm.Monitor(fmt.Sprintf("device_add max-x86_64-cpu,id=added%d,socket-id=0,core-id=%d,thread-id=0", n, n))
 }
 
-func (vm *VM) monitor(command string) error {
+// Monitor gives QEMU an order of its monitor for people.
+func (vm *VM) Monitor(command string) error {
 	conn, err := net.Dial("unix", filepath.Join(vm.dir, "monitor.sock"))
 	if err != nil {
 		return fmt.Errorf("connecting to QEMU's monitor: %w", err)

@@ -3,8 +3,8 @@
 
 // Package bundle reads an OCI bundle and judges it whole before anything is
 // created: what the runtime-spec defines is either carried out by the guest or
-// refused here by name, in a sentence. It may import the runtime-spec and
-// nothing of ours.
+// refused here by name, in a sentence. It may import the runtime-spec and,
+// of ours, the contracts of proto.
 //
 // The invariant: every property the runtime-spec's Go types know has exactly
 // one verdict in the tables of this package, and "bulkhead features" is written
@@ -22,6 +22,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	netv1 "bulkhead/proto/net/v1"
 )
 
 // ConfigName is the file of a bundle that holds the container's configuration
@@ -206,6 +208,9 @@ func rootfs(dir string, root *specs.Root) (string, error) {
 func checkAnnotations(annotations map[string]string) error {
 	if _, empty := annotations[""]; empty {
 		return refuse("annotations", "a key is empty")
+	}
+	if _, err := netv1.PolicyOf(annotations); err != nil {
+		return refuse("annotations", err.Error())
 	}
 	return nil
 }

@@ -71,6 +71,7 @@ func TestWhatCannotBeDoneIsRefusedByName(t *testing.T) {
 		property, reason string
 		edit             func(*specs.Spec)
 	}{
+		{"annotations", `unknown model "slirp"`, func(s *specs.Spec) { s.Annotations = map[string]string{"io.bulkhead.network.model": "slirp"} }},
 		{"root", "needs a root file system", func(s *specs.Spec) { s.Root = nil }},
 		{"linux", "missing", func(s *specs.Spec) { s.Linux = nil }},
 		{"linux.namespaces: network", "use --network none", host(specs.NetworkNamespace)},

@@ -115,6 +115,21 @@ type VM interface {
 	// idPrefix, and takes it away. That there is none is no error; neither is a
 	// VM that has ended.
 	DetachDisks(ctx context.Context, idPrefix string) error
+
+	// AttachNIC plugs a network card into the VM, also while its guest boots, and
+	// returns when the hypervisor has done its part; the guest finds it in its own
+	// time, by its MAC address. On an error nothing of it is left. The files stay
+	// the caller's.
+	AttachNIC(ctx context.Context, n NIC) error
+
+	// DetachNIC asks the guest to give up the card with this id, and takes it away.
+	// A guest that does not let go of it has a card that reaches nothing, and the
+	// error says so. That there is none is no error; neither is a VM that has ended.
+	DetachNIC(ctx context.Context, id string) error
+
+	// NICs are the cards that the VM has, whoever plugged them in.
+	NICs(ctx context.Context) ([]PluggedNIC, error)
+
 	// MirrorMounts makes the mounts beneath an attached directory those that the
 	// host has beneath the directory it came from.
 	MirrorMounts(ctx context.Context, f Followed) error
@@ -165,7 +180,23 @@ type Disk struct {
 	ReadOnly bool
 }
 
-// MaxDisks is how many disks a VM has room for.
+// NIC is a network card whose packets go through the queues of a tap.
+type NIC struct {
+	// ID is 1 to 20 letters, digits and '-', the first a letter.
+	ID string
+	// MAC is the card's address, as "02:42:ac:11:00:02".
+	MAC string
+	// Queues are the open queues of a tap or macvtap, one for each queue pair.
+	Queues []*os.File
+	// VHost are as many descriptors of vhost-net, or none: then the hypervisor
+	// moves the packets itself.
+	VHost []*os.File
+}
+
+// PluggedNIC is a card that a VM has.
+type PluggedNIC struct{ ID, MAC string }
+
+// MaxDisks is how many disks a VM has room for, less one for each network card.
 const MaxDisks = 30
 
 // Followed is a directory of the host that was attached to a VM and whose later

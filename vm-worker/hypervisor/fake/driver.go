@@ -14,12 +14,15 @@ package fake
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"sync"
 
+	agentv1 "bulkhead/proto/agent/v1"
 	"bulkhead/vm-worker/hypervisor"
 
 	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/proto"
 )
 
 // Name is what records call this driver.
@@ -33,6 +36,10 @@ type Options struct {
 	StartError  func(hypervisor.Spec) error
 	AttachError func(relPath string) error
 	DiskError   func(hypervisor.Disk) error
+	// NICError, when set, may fail the plugging in of a network card.
+	NICError func(id string) error
+	// NetworkError, when set, may make a guest refuse its network.
+	NetworkError func(*agentv1.NetworkRequest) error
 	// UpdateError, when set, may make a guest refuse the limits it is given.
 	UpdateError func(resources string) error
 	// Mirrored, when set, is told of every look at the host's mounts.
@@ -164,6 +171,32 @@ func (d *Driver) Disks(id string) map[string]bool {
 		return nil
 	}
 	return v.diskIDs()
+}
+
+// NICs lists the network cards of a living VM: id to MAC address.
+func (d *Driver) NICs(id string) map[string]string {
+	d.mu.Lock()
+	v := d.vms[id]
+	d.mu.Unlock()
+	if v == nil {
+		return nil
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return maps.Clone(v.nics)
+}
+
+// Network is what a living guest was last told of its network; nil before.
+func (d *Driver) Network(id string) *agentv1.NetworkRequest {
+	d.mu.Lock()
+	v := d.vms[id]
+	d.mu.Unlock()
+	if v == nil {
+		return nil
+	}
+	v.guest.mu.Lock()
+	defer v.guest.mu.Unlock()
+	return proto.CloneOf(v.guest.network)
 }
 
 func (d *Driver) forget(v *vm) {

@@ -24,28 +24,31 @@ const kernelRelease = "0.0.0-fake"
 
 // guest is the agent of a fake VM.
 type guest struct {
-	sandbox  string
-	script   Script
-	refuse   func(resources string) error // nil: every update is taken
-	log      hclog.Logger
-	endpoint *stdio.Endpoint
-	ports    []*port
-	ctx      context.Context // the guest's life
-	cancel   context.CancelFunc
-	running  sync.WaitGroup // everything of this guest
+	sandbox       string
+	script        Script
+	refuse        func(resources string) error // nil: every update is taken
+	refuseNetwork func(*agentv1.NetworkRequest) error
+	nics          func(context.Context) ([]hypervisor.PluggedNIC, error) // of its machine
+	log           hclog.Logger
+	endpoint      *stdio.Endpoint
+	ports         []*port
+	ctx           context.Context // the guest's life
+	cancel        context.CancelFunc
+	running       sync.WaitGroup // everything of this guest
 
 	mu         sync.Mutex
-	nc         *nats.Conn            // guarded by mu: for events; nil before the first session
-	configured string                // guarded by mu: identity as given
-	containers map[string]*container // guarded by mu
-	nextPID    int32                 // guarded by mu
-	vcpus      uint32                // guarded by mu: what it was last told to run on
+	nc         *nats.Conn              // guarded by mu: for events; nil before the first session
+	configured string                  // guarded by mu: identity as given
+	containers map[string]*container   // guarded by mu
+	nextPID    int32                   // guarded by mu
+	vcpus      uint32                  // guarded by mu: what it was last told to run on
+	network    *agentv1.NetworkRequest // guarded by mu: the last one taken
 }
 
-func startGuest(s hypervisor.Spec, o Options) (*guest, error) {
+func startGuest(s hypervisor.Spec, o Options, nics func(context.Context) ([]hypervisor.PluggedNIC, error)) (*guest, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	g := &guest{
-		sandbox: s.ID, script: o.Script, refuse: o.UpdateError, log: o.Log.With("sandbox", s.ID), ctx: ctx, cancel: cancel,
+		sandbox: s.ID, script: o.Script, refuse: o.UpdateError, refuseNetwork: o.NetworkError, nics: nics, log: o.Log.With("sandbox", s.ID), ctx: ctx, cancel: cancel,
 		endpoint: stdio.NewEndpoint(stdio.EndpointConfig{}), containers: map[string]*container{}, nextPID: 1,
 	}
 	for _, name := range []string{"ctl", "io"} {
@@ -140,6 +143,7 @@ func (g *guest) register(nc *nats.Conn) (*bus.AgentServer, error) {
 	err := errors.Join(
 		bus.HandleAgent(s, "configure", g.configure),
 		bus.HandleAgent(s, "resize", g.resize),
+		bus.HandleAgent(s, "network", g.setNetwork),
 		bus.HandleAgent(s, "create", g.create),
 		bus.HandleAgent(s, "start", g.start),
 		bus.HandleAgent(s, "exec", g.exec),

@@ -11,6 +11,7 @@ import (
 
 	"bulkhead/bus"
 	agentv1 "bulkhead/proto/agent/v1"
+	"bulkhead/vm-worker/hypervisor"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -32,6 +33,28 @@ func (g *guest) resize(_ context.Context, req *agentv1.ResizeRequest) (*agentv1.
 	defer g.mu.Unlock()
 	g.vcpus = req.GetVcpus()
 	return &agentv1.ResizeReply{}, nil
+}
+
+// setNetwork takes a network whose cards the machine has, and says that the kernel has all of it.
+func (g *guest) setNetwork(ctx context.Context, req *agentv1.NetworkRequest) (*agentv1.NetworkReply, error) {
+	nics, err := g.nics(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range req.GetNics() {
+		if !slices.ContainsFunc(nics, func(p hypervisor.PluggedNIC) bool { return p.MAC == n.GetMac() }) {
+			return nil, bus.Errorf(bus.DeadlineExceeded, "no network card %s appears", n.GetMac())
+		}
+	}
+	if g.refuseNetwork != nil {
+		if err := g.refuseNetwork(req); err != nil {
+			return nil, err
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.network = req
+	return &agentv1.NetworkReply{Revision: req.GetRevision(), Network: req.GetNetwork()}, nil
 }
 
 func (g *guest) create(_ context.Context, req *agentv1.CreateRequest) (*agentv1.CreateReply, error) {

@@ -26,10 +26,11 @@ type vm struct {
 	done   chan struct{}
 
 	mu       sync.Mutex
-	reason   string          // guarded by mu
-	attached map[string]bool // guarded by mu: read-only by path
-	disks    map[string]bool // guarded by mu: read-only by id
-	size     hypervisor.Size // guarded by mu
+	reason   string            // guarded by mu
+	attached map[string]bool   // guarded by mu: read-only by path
+	disks    map[string]bool   // guarded by mu: read-only by id
+	nics     map[string]string // guarded by mu: MAC address by id
+	size     hypervisor.Size   // guarded by mu
 }
 
 var _ hypervisor.VM = (*vm)(nil)
@@ -37,7 +38,7 @@ var _ hypervisor.VM = (*vm)(nil)
 func newVM(d *Driver, s hypervisor.Spec) (_ *vm, err error) {
 	v := &vm{
 		driver: d, rec: hypervisor.NewRecord(Name, s),
-		events: make(chan hypervisor.Event, 16), done: make(chan struct{}), attached: map[string]bool{}, disks: map[string]bool{},
+		events: make(chan hypervisor.Event, 16), done: make(chan struct{}), attached: map[string]bool{}, disks: map[string]bool{}, nics: map[string]string{},
 	}
 	v.size = hypervisor.Size{VCPUs: v.rec.VCPUs, MemoryBytes: v.rec.MemoryBytes}
 	if err := v.rec.Save(); err != nil {
@@ -65,7 +66,7 @@ func newVM(d *Driver, s hypervisor.Spec) (_ *vm, err error) {
 			return nil, err
 		}
 	}
-	if v.guest, err = startGuest(s, d.options); err != nil {
+	if v.guest, err = startGuest(s, d.options, v.NICs); err != nil {
 		return nil, err
 	}
 	go v.watch(process, input)

@@ -36,7 +36,7 @@ const unplugTimeout = 10 * time.Second
 // it, and needs no threads. Two containers may have one device, as with runc,
 // so QEMU's lock on it is off.
 func (v *vm) AttachDisk(ctx context.Context, d hypervisor.Disk) (err error) {
-	if !validDiskID(d.ID) {
+	if !validDeviceID(d.ID) {
 		return v.wrap(fmt.Errorf("disk id %q is not a letter and up to 19 letters, digits and '-'", d.ID))
 	}
 	logical, physical, err := blockSizes(d.File)
@@ -80,7 +80,7 @@ func (v *vm) AttachDisk(ctx context.Context, d hypervisor.Disk) (err error) {
 	}, nil)
 }
 
-func validDiskID(id string) bool {
+func validDeviceID(id string) bool {
 	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 	return id != "" && len(id) <= 20 && strings.Contains(letters, id[:1]) && strings.Trim(id, letters+"0123456789-") == ""
 }
@@ -146,7 +146,8 @@ func (v *vm) unplug(ctx context.Context, id string) error {
 	defer cancel()
 	gone := v.unplugs.expect(id)
 	defer v.unplugs.forget(id)
-	if err := v.monitor.execute(ctx, "device_del", map[string]string{"id": id}, nil); err != nil {
+	err := v.monitor.execute(ctx, "device_del", map[string]string{"id": id}, nil)
+	if err != nil && !strings.Contains(err.Error(), "already in the process of unplug") {
 		return err
 	}
 	select {
@@ -155,7 +156,7 @@ func (v *vm) unplug(ctx context.Context, id string) error {
 	case <-v.monitor.done:
 		return errQMPClosed
 	case <-ctx.Done():
-		return fmt.Errorf("disk %s: the guest does not let go of it: %w", id, ctx.Err())
+		return fmt.Errorf("device %s: the guest does not let go of it: %w", id, ctx.Err())
 	}
 }
 

@@ -14,7 +14,7 @@ const shareFsdev = "share"
 // AttachShare implements hypervisor.VM. What is plugged in is asked of QEMU, so that an adopted VM needs no other record of
 // it; the device has its tag as its id.
 func (v *vm) AttachShare(ctx context.Context, tag string) error {
-	if !validDiskID(tag) {
+	if !validDeviceID(tag) {
 		return v.wrap(fmt.Errorf("tag %q of a share is not a letter and up to 19 letters, digits and '-'", tag))
 	}
 	var devices []struct{ Name string }

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 func main() {
@@ -120,6 +121,47 @@ func use(mib string) error {
 	return syscall.Munmap(b)
 }
 
+// card waits for the network card with an address to come, and switches it on, or to go.
+func card(do, mac string) error {
+	for range 1000 {
+		names, _ := filepath.Glob("/sys/class/net/*/address")
+		found := ""
+		for _, n := range names {
+			if b, _ := os.ReadFile(n); strings.TrimSpace(string(b)) == mac {
+				found = filepath.Dir(n)
+			}
+		}
+		switch {
+		case do == "gone" && found == "":
+			return nil
+		case do == "up" && found != "":
+			return switchOn(filepath.Base(found))
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return fmt.Errorf("waited for network card %s to %s", mac, do)
+}
+
+// switchOn sets IFF_UP (netdevice(7)).
+func switchOn(name string) error {
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	var request struct {
+		name  [syscall.IFNAMSIZ]byte
+		flags uint16
+		_     [22]byte
+	}
+	copy(request.name[:], name)
+	request.flags = syscall.IFF_UP
+	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), syscall.SIOCSIFFLAGS, uintptr(unsafe.Pointer(&request))); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 func obey(words []string) string {
 	arg := func(i int) string {
 		if i < len(words) {
@@ -147,6 +189,8 @@ func obey(words []string) string {
 			names = append(names, e.Name())
 		}
 		return strings.Join(names, " ")
+	case "card":
+		err = card(arg(1), arg(2))
 	case "disk":
 		err = disk(arg(1), arg(2), arg(3))
 	case "write":

@@ -1,0 +1,84 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+
+	"bulkhead/bus"
+	netv1 "bulkhead/proto/net/v1"
+	"bulkhead/vm-worker/hypervisor"
+)
+
+// plug gives the VM the cards that it lacks, and returns the addresses of all that it has, by link.
+// The caller has the turn.
+func (n *network) plug(ctx context.Context, a *netv1.Attachment) (cards map[string]string, err error) {
+	vm := n.s.living()
+	if vm == nil {
+		return nil, errVMEnded(n.s.id)
+	}
+	have, err := vm.NICs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cards, taken := map[string]string{}, map[string]bool{}
+	for _, nic := range have {
+		cards[nic.ID] = nic.MAC
+		taken[nic.MAC] = true
+	}
+	for _, nic := range a.GetNics() {
+		link := linkOf(a, nic.GetLink())
+		if link == nil || cards[link.GetId()] != "" {
+			continue
+		}
+		mac := n.cardMAC(link, taken)
+		if err := n.plugOne(ctx, vm, link, mac); err != nil {
+			return nil, fmt.Errorf("give the VM %s the interface %s: %w", n.s.id, link.GetName(), err)
+		}
+		cards[link.GetId()] = mac
+		taken[mac] = true
+	}
+	return cards, nil
+}
+
+// cardMAC is the address of a card: the link's, so that nothing has to be changed
+// in the guest, unless it has none or, as links of one ipvlan, the same as another.
+func (n *network) cardMAC(link *netv1.Link, taken map[string]bool) string {
+	if mac, err := net.ParseMAC(link.GetMac()); err == nil && len(mac) == 6 && !taken[mac.String()] {
+		return mac.String()
+	}
+	sum := sha256.Sum256([]byte(n.s.id + " " + link.GetId()))
+	mac := net.HardwareAddr(sum[:6])
+	mac[0] = mac[0]&^1 | 2 // of one device, given locally
+	return mac.String()
+}
+
+// plugOne has the queues of a link handed over and gives them to the VM.
+func (n *network) plugOne(ctx context.Context, vm hypervisor.VM, link *netv1.Link, mac string) error {
+	token := bus.NewOperationID()
+	reply, err := callNet[netv1.OpenReply](ctx, n.s.w, "open", &netv1.OpenRequest{Sandbox: n.s.id, Link: link.GetId(), Token: token})
+	files, claimErr := n.s.w.handover.Claim(token) // also when the answer was lost: they are ours to close
+	defer closeAll(files)
+	if err := errors.Join(err, claimErr); err != nil {
+		return err
+	}
+	queues := int(reply.GetQueues())
+	want := queues
+	if reply.GetVhost() {
+		want *= 2
+	}
+	if queues < 1 || len(files) != want {
+		return fmt.Errorf("the net service handed over %d descriptors for %d queues", len(files), queues)
+	}
+	var vhost []*os.File
+	if reply.GetVhost() {
+		vhost = files[queues:]
+	}
+	return vm.AttachNIC(ctx, hypervisor.NIC{ID: link.GetId(), MAC: mac, Queues: files[:queues], VHost: vhost})
+}

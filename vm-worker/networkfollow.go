@@ -1,0 +1,162 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"bulkhead/bus"
+	netv1 "bulkhead/proto/net/v1"
+)
+
+const (
+	// watchTime is how long the net service may keep a question for changes.
+	watchTime = 50 * time.Second
+	// Between two attempts to ask a net service that is not there.
+	askAgainMin = 50 * time.Millisecond
+	askAgainMax = 2 * time.Second
+	// Between two attempts to give a VM what it did not take.
+	syncAgainMin = 500 * time.Millisecond
+	syncAgainMax = 30 * time.Second
+)
+
+// followNetworks has the net service tell of every change of the networks of all
+// sandboxes, for as long as the worker lives, through restarts of the service. Each
+// run of it tells everything anew, so that nothing that happened meanwhile is lost:
+// sandboxes it does not know are attached, those of VMs that are no more detached.
+func (w *Worker) followNetworks() {
+	ctx := w.context()
+	epoch, after := "", uint64(0)
+	for pause := askAgainMin; ctx.Err() == nil; {
+		ask, cancel := context.WithTimeout(ctx, watchTime)
+		reply, err := callNet[netv1.WatchReply](ask, w, "watch", &netv1.WatchRequest{Epoch: epoch, After: after})
+		cancel()
+		if err != nil {
+			if bus.ReasonOf(err) != bus.Unavailable && bus.ReasonOf(err) != bus.DeadlineExceeded {
+				w.log.Warn("changes of networks are not told", "error", err)
+			}
+			epoch, after = "", 0 // what was missed is told anew
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+			pause = min(2*pause, askAgainMax)
+			continue
+		}
+		pause = askAgainMin
+		w.takeNetworks(reply, reply.GetEpoch() != epoch)
+		epoch, after = reply.GetEpoch(), reply.GetRevision()
+	}
+}
+
+// takeNetworks passes on what the net service has told, which is all it knows when it is a new one.
+func (w *Worker) takeNetworks(reply *netv1.WatchReply, all bool) {
+	told := map[string]bool{}
+	for _, a := range reply.GetAttachments() {
+		told[a.GetSandbox()] = true
+		if s := w.attachable(a.GetSandbox()); s != nil {
+			s.network.want(a)
+			continue
+		}
+		if strings.HasPrefix(a.GetSandbox(), sandboxPrefix) { // the others are a person's
+			w.tasks.Go(func() { w.detachLeft(a.GetSandbox()) })
+		}
+	}
+	lost := map[string]bool{}
+	for _, id := range reply.GetDetached() {
+		lost[id] = true
+	}
+	if !all && len(lost) == 0 {
+		return
+	}
+	w.mu.Lock()
+	var sandboxes []*sandbox
+	for _, s := range w.sandboxes {
+		sandboxes = append(sandboxes, s)
+	}
+	w.mu.Unlock()
+	for _, s := range sandboxes {
+		if (all && !told[s.id] || lost[s.id]) && s.alive() && w.attachable(s.id) == s {
+			w.tasks.Go(func() {
+				if err := s.network.attach(w.context()); err != nil {
+					w.log.Warn("sandbox not attached to its network", "sandbox", s.id, "error", err)
+				}
+			})
+		}
+	}
+}
+
+// attachable finds a sandbox that has or will have a VM.
+func (w *Worker) attachable(id string) *sandbox {
+	w.mu.Lock()
+	s := w.sandboxes[id]
+	w.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return nil
+	}
+	return s
+}
+
+// detachLeft detaches a sandbox that is no more, whose end nobody could tell the net service.
+func (w *Worker) detachLeft(id string) {
+	ctx, cancel := context.WithTimeout(w.context(), netTime)
+	defer cancel()
+	if err := w.detachNetwork(ctx, id); err != nil {
+		w.log.Warn("network of a VM that is no more not taken back", "sandbox", id, "error", err)
+	}
+}
+
+// follow keeps the VM's network what is wanted, until the VM or the worker ends.
+func (n *network) follow() {
+	ctx, cancel := context.WithCancel(n.s.life)
+	defer cancel()
+	defer context.AfterFunc(n.s.w.context(), cancel)()
+	said := ""
+	for pause := syncAgainMin; ; {
+		err := n.settle(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			said, pause = "", syncAgainMin
+		case said != err.Error(): // once, not at each attempt
+			said = err.Error()
+			n.s.w.log.Warn("the VM's network is not as its namespace", "sandbox", n.s.id, "error", err)
+			n.s.w.event(ctx, "sandbox", n.s.id, "network_failed", map[string]string{"error": said})
+		}
+		var again <-chan time.Time
+		if err != nil && bus.ReasonOf(err) != bus.FailedPrecondition { // what the guest cannot have it cannot have later
+			again = time.After(pause)
+			pause = min(2*pause, syncAgainMax)
+		}
+		select {
+		case <-n.changed:
+			pause = syncAgainMin
+		case <-again:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (n *network) settle(ctx context.Context) error {
+	if n.settled() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, syncTime)
+	defer cancel()
+	err := n.sync(ctx)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return bus.Errorf(bus.DeadlineExceeded, "%w", err)
+	}
+	return err
+}
