@@ -39,7 +39,7 @@ func TestMalformedAnnotationsAreRefusedByName(t *testing.T) {
 	t.Parallel()
 	for name, value := range map[string]string{
 		"model": "vhost", "queues": "9", "spoofing": "yes", "allowed-macs": "01:00:5e:00:00:01",
-		"allowed-addresses": "10.0.0.0/33", "alowed-macs": "02:00:00:00:00:01",
+		"allowed-addresses": "10.0.0.0/33", "allowed-names": "02:00:00:00:00:01",
 	} {
 		_, err := netv1.PolicyOf(map[string]string{netv1.AnnotationPrefix + name: value})
 		if err == nil || !strings.Contains(err.Error(), netv1.AnnotationPrefix+name) {
