@@ -30,6 +30,7 @@ type ServiceConfig struct {
 	Description string        // one sentence
 	Detail      func() string // a sentence for "status": what it does now; may be nil
 	Ready       func() bool   // whether it can do its work; nil means from the start
+	OwnStatus   bool          // the service handles "status" itself, by a reply that begins with the fields of ServiceStatus
 	MaxInFlight int           // requests run at once; 0 means 256
 	Log         hclog.Logger  // nil means silence
 }
@@ -64,8 +65,10 @@ func NewService(ctx context.Context, c *Conn, cfg ServiceConfig) (*Service, erro
 		conn: c, cfg: cfg, started: time.Now(),
 		d: newDispatcher(ctx, c.nc, "service "+cfg.Name, serviceErrorHeaders, cfg.Log, cfg.MaxInFlight),
 	}
-	if err := Handle(s, "status", s.status); err != nil {
-		return nil, err
+	if !cfg.OwnStatus {
+		if err := Handle(s, "status", s.status); err != nil {
+			return nil, err
+		}
 	}
 	if err := s.monitor.start(s); err != nil {
 		return nil, fmt.Errorf("announce service %s: %w", cfg.Name, err)
@@ -100,6 +103,11 @@ func (s *Service) Stop(ctx context.Context) error {
 }
 
 func (s *Service) status(context.Context, *busv1.StatusRequest) (*busv1.ServiceStatus, error) {
+	return s.Status(), nil
+}
+
+// Status is what every service answers to "status".
+func (s *Service) Status() *busv1.ServiceStatus {
 	status := &busv1.ServiceStatus{
 		Service: s.cfg.Name, Version: s.cfg.Version, Host: s.conn.host,
 		Pid: int32(os.Getpid()), Started: timestamppb.New(s.started), Ready: true,
@@ -110,5 +118,5 @@ func (s *Service) status(context.Context, *busv1.StatusRequest) (*busv1.ServiceS
 	if s.cfg.Detail != nil {
 		status.Detail = s.cfg.Detail()
 	}
-	return status, nil
+	return status
 }

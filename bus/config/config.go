@@ -38,6 +38,7 @@ type Config struct {
 	Host    Host    `toml:"host"`
 	VM      VM      `toml:"vm"`
 	Network Network `toml:"network"`
+	KSM     KSM     `toml:"ksm"`
 }
 
 // Host is the section of the daemon and its bus.
@@ -73,6 +74,12 @@ type Network struct {
 	Queues          int    `toml:"queues"`           // most queue pairs of a NIC
 	SpoofProtection bool   `toml:"spoof_protection"` // a VM sends with its own addresses only
 	Vhost           bool   `toml:"vhost"`            // /dev/vhost-net is used where there is one
+}
+
+// KSM is the section of ksm-worker.
+type KSM struct {
+	Mode          string `toml:"mode"`            // auto, throttle, observe or off
+	MaxCPUPercent int    `toml:"max_cpu_percent"` // most that ksmd may use of a core in mode auto
 }
 
 // Duration is a time.Duration written as "30s".
@@ -119,6 +126,7 @@ func Default() *Config {
 			SpoofProtection: true,
 			Vhost:           true,
 		},
+		KSM: KSM{Mode: "auto", MaxCPUPercent: 60},
 	}
 }
 

@@ -60,8 +60,8 @@ func TestWrongFilesAreRefusedInASentence(t *testing.T) {
 		want       []string
 	}{
 		{"unknown option", "[host]\nid = \"a\"\nlog_levle = \"info\"\n", []string{"line 3", `[host] has no option "log_levle"`, "log_level"}},
-		{"unknown section", "[hots]\nid = \"a\"\n", []string{"line", "hots", "host, network, vm"}},
-		{"top-level option", "id = \"a\"\n", []string{"line 1", `"id"`, "host, network, vm"}},
+		{"unknown section", "[hots]\nid = \"a\"\n", []string{"line", "hots", "host, ksm, network, vm"}},
+		{"top-level option", "id = \"a\"\n", []string{"line 1", `"id"`, "host, ksm, network, vm"}},
 		{"wrong type", "[vm]\nmax_vms = \"many\"\n", []string{"line 2", "max_vms"}},
 		{"not toml", "[host\n", []string{"line 1"}},
 		{"duration", "[vm]\nboot_timeout = \"soon\"\n", []string{"soon", "30s"}},

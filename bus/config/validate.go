@@ -27,13 +27,14 @@ var (
 	serviceNames  = []string{"vm", "net", "ksm"}
 	classPattern  = regexp.MustCompile(`^[A-Za-z0-9_.-]{0,63}$`)
 	hypervisors   = []string{"qemu-q35", "fake"}
+	ksmModes      = []string{"auto", "throttle", "observe", "off"}
 	accelerators  = []string{"auto", "kvm", "tcg"}
 	models        = []string{"tc", "macvtap", "bridge", "none"}
 )
 
 // Validate checks the values; all that is wrong is said at once.
 func (c *Config) Validate() error {
-	return errors.Join(slices.Concat(c.Host.problems(), c.VM.problems(), c.Network.problems())...)
+	return errors.Join(slices.Concat(c.Host.problems(), c.VM.problems(), c.Network.problems(), c.KSM.problems())...)
 }
 
 func (h *Host) problems() []error {
@@ -85,6 +86,13 @@ func (n *Network) problems() []error {
 	var bad problems
 	bad.oneOf("[network] model", n.Model, models)
 	bad.between("[network] queues", n.Queues, 1, 256)
+	return bad
+}
+
+func (k *KSM) problems() []error {
+	var bad problems
+	bad.oneOf("[ksm] mode", k.Mode, ksmModes)
+	bad.between("[ksm] max_cpu_percent", k.MaxCPUPercent, 1, 100)
 	return bad
 }
 

@@ -119,6 +119,8 @@ func runNetwork(ctx context.Context, conn *bus.Conn, cfg *config.Config, log hcl
 	})
 }
 
-func runKSM(ctx context.Context, conn *bus.Conn, _ *config.Config, log hclog.Logger, serving func()) error {
-	return ksmworker.Run(ctx, ksmworker.Deps{Conn: conn, Log: log, Version: version.Version, Serving: serving})
+func runKSM(ctx context.Context, conn *bus.Conn, cfg *config.Config, log hclog.Logger, serving func()) error {
+	return ksmworker.Run(ctx, ksmworker.Deps{
+		Conn: conn, RunDir: cfg.Host.RunDir, Config: cfg.KSM, Log: log, Version: version.Version, Serving: serving,
+	})
 }

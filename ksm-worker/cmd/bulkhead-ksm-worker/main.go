@@ -15,6 +15,8 @@ import (
 
 func main() {
 	standalone.MainOnBus("bulkhead-ksm-worker", func(ctx context.Context, conn *bus.Conn, env standalone.Env) error {
-		return ksmworker.Run(ctx, ksmworker.Deps{Conn: conn, Log: env.Log, Version: version.Version, Serving: env.Ready})
+		return ksmworker.Run(ctx, ksmworker.Deps{
+			Conn: conn, RunDir: env.Config.Host.RunDir, Config: env.Config.KSM, Log: env.Log, Version: version.Version, Serving: env.Ready,
+		})
 	})
 }

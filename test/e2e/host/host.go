@@ -24,6 +24,7 @@ type Settings struct {
 	QEMU       string
 	Kernel     string
 	Image      string
+	KSM        string // mode; empty: observe
 	MaxVMs     int
 }
 
@@ -74,6 +75,8 @@ func (h *Host) text(s Settings) string {
 	if s.MaxVMs != 0 {
 		fmt.Fprintf(&b, "max_vms = %d\n", s.MaxVMs)
 	}
+	// The kernel's merging is one for all daemons of a host, which run beside each other here.
+	fmt.Fprintf(&b, "[ksm]\nmode = %q\n", orDefault(s.KSM, "observe"))
 	return b.String()
 }
 

@@ -1,0 +1,65 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package ksmworker
+
+import (
+	"fmt"
+
+	busv1 "bulkhead/proto/bus/v1"
+	ksmv1 "bulkhead/proto/ksm/v1"
+)
+
+// sentence says what is done now, and why.
+func (c *controller) sentence() string {
+	k := c.last.kernel
+	switch {
+	case c.mode == modeOff:
+		return "mode off: nothing is looked at or steered"
+	case k == nil:
+		return "the host has not been looked at yet"
+	case !k.Available:
+		return "this kernel has no same-page merging; nothing to do"
+	}
+	saved := fmt.Sprintf("%d MiB are saved on this host", c.last.seen.merged*pageSize>>20)
+	switch {
+	case c.governor.yielded() != "":
+		return c.governor.yielded() + "; the kernel is left alone until a mode is set; " + saved
+	case c.mode == modeObserve:
+		return "mode observe: nothing is steered; " + saved
+	case c.problem != "":
+		return c.problem + "; " + saved
+	case c.clearing != nil:
+		return "the last VM has gone, and a last pass makes the kernel forget its pages; " + saved
+	case len(c.vms) == 0:
+		return "no VM whose memory may be merged; the host has its own settings"
+	case c.policy == nil:
+		return fmt.Sprintf("mode %s is about to begin; %s", c.mode, saved)
+	}
+	return fmt.Sprintf("mode %s, %s: %d VMs may be merged; %s", c.mode, c.policy.phase(), len(c.vms), saved)
+}
+
+func (c *controller) detail() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sentence()
+}
+
+// status reads the kernel anew and adds what is decided.
+func (c *controller) status(base *busv1.ServiceStatus) (*ksmv1.Status, error) {
+	k, err := c.kernel.read()
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := &ksmv1.Status{
+		Service: base.Service, Version: base.Version, Host: base.Host, Pid: base.Pid, Started: base.Started, Ready: base.Ready,
+		Detail: c.sentence(), Mode: c.mode, Phase: c.phaseNow(), Steering: c.governor.steering(), Yielded: c.governor.yielded(),
+		Kernel: k, HostSettings: c.governor.saved.Host,
+		MergedBytes: (k.PagesSharing + k.PagesShared + k.KsmZeroPages) * pageSize, SavedBytes: (k.PagesSharing + k.KsmZeroPages) * pageSize,
+		KsmdCpuPercent: c.last.cpu, BudgetPercent: c.last.allowed, MemoryPressure: c.last.seen.pressure,
+		Vms: c.proc.report(c.list(), k),
+	}
+	return s, nil
+}
