@@ -19,7 +19,8 @@ func (s *Service) save(ctx context.Context, a *attachment, step string) error {
 	if err := s.step(step); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, recordTime)
+	// A write that was begun is ended, also by a service that stops.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
 	defer cancel()
 	_, err := s.records.Put(ctx, bus.Token(a.sandbox), a.record)
 	return err

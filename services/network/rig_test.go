@@ -58,6 +58,30 @@ func newSpace(t *testing.T) *space {
 	return s
 }
 
+// join starts another process in the namespace.
+func (s *space) join() *space {
+	s.t.Helper()
+	cmd := exec.Command("nsenter", "-t", strconv.Itoa(int(s.pid())), "-n", "cat")
+	if _, err := cmd.StdinPipe(); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.t.Fatal(err)
+	}
+	other := &space{t: s.t, cmd: cmd}
+	s.t.Cleanup(other.end)
+	// It is there when it has become the program.
+	for end := time.Now().Add(deadline); ; time.Sleep(time.Millisecond) {
+		name, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/comm")
+		if err == nil && string(name) == "cat\n" {
+			return other
+		}
+		if time.Now().After(end) {
+			s.t.Fatalf("no process joins the namespace: %q, %v", name, err)
+		}
+	}
+}
+
 func (s *space) pid() int32 { return int32(s.cmd.Process.Pid) }
 
 func (s *space) end() {

@@ -25,6 +25,10 @@ const eventBuffer = 256 << 10
 // Events is a subscription to changes of links, addresses, routes, rules and
 // static neighbours of a namespace.
 type Events struct {
+	// Overruns counts how often the kernel had more to tell than it could keep.
+	// Only the caller of Wait reads it.
+	Overruns int
+
 	socket *os.File
 	buf    []byte
 }
@@ -79,6 +83,7 @@ func (e *Events) Wait(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("wait for changes of a network namespace: %w", err)
 		case errors.Is(fault, unix.ENOBUFS):
+			e.Overruns++
 			return nil
 		case fault != nil:
 			return fmt.Errorf("wait for changes of a network namespace: %w", fault)

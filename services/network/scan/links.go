@@ -15,7 +15,7 @@ import (
 
 // kinds are those of the kernel's virtual links whose frames are Ethernet's and
 // go nowhere but where the namespace's own go.
-var kinds = []string{"veth", "macvlan", "macvtap", "ipvlan", "ipvtap", "tun", "dummy", "bridge", "bond", "team", "vlan", "vxlan", "geneve", "gretap", "ip6gretap", "netkit"}
+var kinds = []string{"veth", "macvlan", "macvtap", "ipvlan", "ipvtap", "tuntap", "dummy", "bridge", "bond", "team", "vlan", "vxlan", "geneve", "gretap", "ip6gretap", "netkit"}
 
 // stacked are those of them that stand on another link.
 var stacked = []string{"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan"}
@@ -59,7 +59,7 @@ func (r *reading) links() ([]*netv1.Link, []netlink.Link, error) {
 			return nil, nil, fmt.Errorf("ask link %s whether it computes checksums: %w", a.Name, err)
 		}
 		links = append(links, &netv1.Link{
-			Id: r.ids[a.Index], Index: int32(a.Index), Name: a.Name, Kind: l.Type(), Mac: mac,
+			Id: r.ids[a.Index], Index: int32(a.Index), Name: a.Name, Kind: kindOf(l), Mac: mac,
 			Mtu: uint32(a.MTU), Up: a.RawFlags&unix.IFF_UP != 0, Noarp: a.RawFlags&unix.IFF_NOARP != 0,
 			TxChecksumOff: off, Addresses: addresses[a.Index],
 		})
@@ -71,7 +71,7 @@ func (r *reading) links() ([]*netv1.Link, []netlink.Link, error) {
 // plain.
 func (r *reading) wanted(l netlink.Link) bool {
 	a := l.Attrs()
-	kind := l.Type()
+	kind := l.Type() // the library's word
 	switch {
 	case a.RawFlags&unix.IFF_LOOPBACK != 0, Own(l):
 		return false
@@ -83,11 +83,19 @@ func (r *reading) wanted(l netlink.Link) bool {
 		r.problem("link %s is a physical device, which is never taken: give the container a macvlan on it instead", a.Name)
 		return false
 	case !slices.Contains(kinds, kind) || a.EncapType != "ether":
-		r.problem("link %s of kind %s has no Ethernet frames that a VM could be given: the VM does not have it", a.Name, kind)
+		r.problem("link %s of kind %s has no Ethernet frames that a VM could be given: the VM does not have it", a.Name, kindOf(l))
 		return false
 	case slices.Contains(stacked, kind) && a.ParentIndex != 0 && a.NetNsID < 0 && r.names[a.ParentIndex] != "" && r.names[a.ParentIndex] != a.Name:
 		r.problem("link %s stands on link %s of the same namespace, all of whose traffic the VM has: make it inside the container", a.Name, r.names[a.ParentIndex])
 		return false
 	}
 	return true
+}
+
+// kindOf is the kernel's word for a link's kind.
+func kindOf(l netlink.Link) string {
+	if kind := l.Type(); kind != "tuntap" {
+		return kind
+	}
+	return "tun"
 }

@@ -94,7 +94,7 @@ func Model(link netlink.Link, asked string) (model, note string) {
 // kernel does with its frames.
 func unfit(model string, link netlink.Link) string {
 	switch link.Type() {
-	case "veth", "tun", "dummy":
+	case "veth", "tuntap", "dummy":
 		return ""
 	case "macvlan", "macvtap", "ipvlan", "ipvtap":
 		if model == ModelMacvtap {
