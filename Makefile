@@ -141,6 +141,10 @@ runsc:
 	@[ -x $(RUNSC) ] || { echo "building gVisor's runsc $(RUNSC_VERSION) (once, kept in $(TOOLS))"; mkdir -p $(dir $(RUNSC)); \
 	  GOBIN=$(dir $(RUNSC)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w -X gvisor.dev/gvisor/runsc/version.version=$(RUNSC_VERSION)' gvisor.dev/gvisor/runsc@$(RUNSC_VERSION) || echo "runsc could not be built; the benchmark leaves it out"; }
 
+.PHONY: bench-net
+bench-net: build guest ## the network of a VM container against runc's, per model; writes build/bench-net.json
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) $(GO) run ./test/netbench -out $(BUILD)/bench-net.json
+
 $(GOLANGCI):
 	@echo "building golangci-lint $(GOLANGCI_VERSION) (once, kept in $(TOOLS))"
 	@mkdir -p $(TOOLS)/.golangci && GOBIN=$(TOOLS)/.golangci $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION) && mv $(TOOLS)/.golangci/golangci-lint $@

@@ -157,29 +157,3 @@ func TestTenContainersAtOnceAreTenMachines(t *testing.T) {
 		expect(t, "the number of kernels", len(boots), count)
 	}
 }
-
-func TestDockerNetworksAreRefusedInASentence(t *testing.T) {
-	needsProduct(t)
-	d := newDocker(t)
-	network := newID("bridge")
-	d.do("network", "create", "--driver", "bridge", "--internal", "-o", "com.docker.network.bridge.name=bhe2e0", network)
-	t.Cleanup(func() {
-		if r, err := d.engine.Docker(t.Context(), nil, "network", "rm", network); err == nil {
-			_ = r
-		}
-	})
-	for _, c := range []struct{ network, word string }{{network, "--network none"}, {"host", "network"}} {
-		t.Run(strings.TrimPrefix(c.network, ground.Token+"-"), func(t *testing.T) {
-			d := dockerUser{t, d.engine}
-			name := newID("refused")
-			r := d.try("run", "--name", name, "--runtime", runtimeUnderTest(), "--network", c.network, "busybox:e2e", "true")
-			t.Cleanup(func() { d.remove(name) })
-			if r.Code == 0 {
-				t.Fatal("a container with that network ran")
-			}
-			sentence(t, r.Stderr, c.word)
-			d.remove(name)
-		})
-	}
-	d.do("network", "rm", network)
-}

@@ -11,7 +11,7 @@ import (
 )
 
 // pod makes a pod; it is removed, with its containers, after the test.
-func (p podmanUser) pod(options ...string) string {
+func (p podmanUser) pod(network string, options ...string) string {
 	p.t.Helper()
 	name := newID("pod")
 	id := ""
@@ -22,7 +22,7 @@ func (p podmanUser) pod(options ...string) string {
 		}
 	})
 	id = p.do(append([]string{
-		"pod", "create", "--name", name, "--network", "none", "--cgroup-parent", p.podman.CgroupParent(),
+		"pod", "create", "--name", name, "--network", network, "--cgroup-parent", p.podman.CgroupParent(),
 		"--infra-image", engine.PodmanImage, "--infra-command", "/bin/sleep 1000000",
 	}, options...)...)
 	return name
@@ -30,7 +30,7 @@ func (p podmanUser) pod(options ...string) string {
 
 func TestPodmanPodsAreOneVM(t *testing.T) {
 	p := newPodman(t)
-	pod := p.pod("--hostname", "harbour", "--share", "net,ipc,uts,pid")
+	pod := p.pod("none", "--hostname", "harbour", "--share", "net,ipc,uts,pid")
 	member := func(command string) string {
 		return p.launch(opts("--pod", pod), "sh", "-c", command)
 	}

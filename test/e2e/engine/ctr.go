@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -59,6 +60,38 @@ func (c *Ctr) RunArgs(options []string, name string, command ...string) []string
 	args := []string{"run", "--runc-binary", c.binary, "--runc-root", filepath.Join(c.engine.dir, "ctr-root"),
 		"--fifo-dir", c.fifos(), "--cgroup", "/" + c.engine.ctrParent() + "/" + name}
 	return append(append(append(args, options...), CtrImage, name), command...)
+}
+
+// ctrNetwork is the network of CNI of "ctr run --cni".
+var ctrNetwork = cniNetwork{"ctr", "cni-ctr0", []string{"10.86.0.0/16", "fd10:86::/64"}}
+
+// insideCNI runs a command whose /etc, /opt and /var/lib are as its first argument
+// says: ctr reads the configuration of CNI in /etc/cni/net.d, runs the plugins of
+// /opt/cni/bin and has libcni keep results in /var/lib/cni, and nothing tells it
+// otherwise.
+const insideCNI = `set -e
+mount -t overlay -o "lowerdir=$1/etc:/etc" cni /etc
+mount --bind "$1/etc/cni/net.d" /etc/cni/net.d
+mount -t overlay -o "lowerdir=$1/opt:/opt" cni /opt
+mount -t tmpfs cni /var/lib
+shift
+exec "$@"`
+
+// CNIArgs is the command line of a ctr command with the option --cni.
+func (c *Ctr) CNIArgs(args ...string) ([]string, error) {
+	root := filepath.Join(c.engine.dir, "ctr-cni")
+	conf, bin := filepath.Join(root, "etc", "cni", "net.d"), filepath.Join(root, "opt", "cni")
+	if err := errors.Join(os.MkdirAll(conf, 0o755), os.MkdirAll(bin, 0o755)); err != nil {
+		return nil, err
+	}
+	if err := os.Symlink(cniPlugins, filepath.Join(bin, "bin")); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	if err := ctrNetwork.write(conf, filepath.Join(c.engine.dir, "ctr-addresses")); err != nil {
+		return nil, err
+	}
+	shell := []string{"/usr/bin/unshare", "--mount", "--", "/bin/sh", "-c", insideCNI, "sh", root}
+	return c.engine.Net.Args(append(shell, c.Args(args...)...)...), nil
 }
 
 // ExecArgs are the arguments of "ctr task exec".

@@ -19,7 +19,7 @@ const busybox = "/bin/busybox"
 // applets are the commands of the root file system.
 const applets = "ash awk basename cat chmod chown cp cut date dd df dirname echo env expr false find grep head hostname id ip kill ln ls md5sum mkdir mkfifo " +
 	"mknod mount mv nc nproc nslookup od ping ping6 printf ps pwd readlink rm rmdir seq sed sh sha256sum sleep sort stat stty sync tail tee test timeout top touch tr " +
-	"true tty umount uname uniq uptime usleep vi wc wget whoami xargs yes"
+	"true tty umount uname uniq uptime usleep vi wc whoami xargs yes"
 
 var rootDirs = []string{"bin", "dev", "etc", "home", "home/app", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "var", "var/tmp"}
 
