@@ -319,6 +319,11 @@ func withCards(a *netv1.Attachment) *netv1.Network {
 			some.Routes = append(some.Routes, r)
 		}
 	}
+	for _, r := range all.GetRules() {
+		if (r.GetInLink() == "" || linkOf(a, r.GetInLink()) != nil) && (r.GetOutLink() == "" || linkOf(a, r.GetOutLink()) != nil) {
+			some.Rules = append(some.Rules, r)
+		}
+	}
 	for _, neighbour := range all.GetNeighbours() {
 		if linkOf(a, neighbour.GetLink()) != nil {
 			some.Neighbours = append(some.Neighbours, neighbour)

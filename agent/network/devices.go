@@ -162,9 +162,16 @@ func whole[T any](list func() ([]T, error)) ([]T, error) {
 	}
 }
 
-// send moves the devices that are this package's from one namespace to another.
+// send moves the devices that are this package's from one namespace to another, and leaves nothing
+// of it in the first: rules, and routes that lead nowhere, go with no device.
 func (n *Network) send(from, to *os.File) error {
 	return inside(from, func() error {
+		for _, rule := range n.made.rules {
+			_ = netlink.RuleDel(rule)
+		}
+		for _, route := range n.made.routes {
+			_ = netlink.RouteDel(route)
+		}
 		links, err := listLinks()
 		if err != nil {
 			return err

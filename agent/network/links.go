@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	netv1 "bulkhead/proto/net/v1"
 )
@@ -71,6 +72,13 @@ func (w *work) setLink(link *netv1.Link, l netlink.Link) {
 		w.refused(err, "the address %s on %s", link.GetMac(), name)
 	}
 	w.setIPv6(link, name)
+	if noarp := l.Attrs().RawFlags&unix.IFF_NOARP != 0; noarp != link.GetNoarp() {
+		set := w.handle.LinkSetARPOn
+		if link.GetNoarp() {
+			set = w.handle.LinkSetARPOff
+		}
+		w.refused(set(l), "resolution of addresses on %s being %s", name, onOff(!link.GetNoarp()))
+	}
 	w.refused(setTxChecksum(name, !link.GetTxChecksumOff()), "checksums of sent packets by %s being %s", name, onOff(!link.GetTxChecksumOff()))
 	w.refused(spread(name, w.processors), "to spread %s over the processors", name)
 	switch up := l.Attrs().Flags&net.FlagUp != 0; {

@@ -40,6 +40,7 @@ type made struct {
 	devices    map[string]string // address that a device was made with, by link
 	addresses  map[string]map[string]*netlink.Addr
 	routes     map[string]*netlink.Route
+	rules      map[string]*netlink.Rule
 	neighbours map[string]*netlink.Neigh
 }
 
@@ -53,7 +54,8 @@ func New() *Network {
 // forget is for when the devices have left their namespace: the kernel has
 // taken everything off them.
 func (m *made) forget() {
-	m.addresses, m.routes, m.neighbours = map[string]map[string]*netlink.Addr{}, map[string]*netlink.Route{}, map[string]*netlink.Neigh{}
+	m.addresses, m.routes = map[string]map[string]*netlink.Addr{}, map[string]*netlink.Route{}
+	m.rules, m.neighbours = map[string]*netlink.Rule{}, map[string]*netlink.Neigh{}
 }
 
 // Apply makes the guest's network what the request says and answers with what the
@@ -120,6 +122,7 @@ func (n *Network) apply(ctx context.Context, req *agentv1.NetworkRequest) (*agen
 		w.setLinks()
 		w.setAddresses()
 		w.setRoutes()
+		w.setRules()
 		w.setNeighbours()
 		if reply, err = w.report(); err != nil {
 			return err

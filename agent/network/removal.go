@@ -22,6 +22,15 @@ func (w *work) takeAway() {
 		}
 	}
 	clear(wanted)
+	for _, r := range w.network.GetRules() {
+		wanted[identity(r)] = true
+	}
+	for key, rule := range w.made.rules {
+		if !wanted[key] {
+			w.refused(unlessGone(w.handle.RuleDel(rule)), "to remove the rule of priority %d", rule.Priority)
+		}
+	}
+	clear(wanted)
 	for _, n := range w.network.GetNeighbours() {
 		wanted[identity(n)] = true
 	}

@@ -23,7 +23,7 @@ func (w *work) report() (*agentv1.NetworkReply, error) {
 		return nil, err
 	}
 	reply := &agentv1.NetworkReply{Network: &netv1.Network{}, Problems: w.problems}
-	ids := map[int]string{}
+	ids, names := map[int]string{}, map[string]string{} // of links, by the index and by the name of the device
 	for _, asked := range w.network.GetLinks() {
 		index := w.links[asked.GetId()].Attrs().Index
 		for _, l := range links {
@@ -32,9 +32,10 @@ func (w *work) report() (*agentv1.NetworkReply, error) {
 			}
 			ids[index] = asked.GetId()
 			a := l.Attrs()
+			names[a.Name] = asked.GetId()
 			link := &netv1.Link{
 				Id: asked.GetId(), Index: int32(a.Index), Name: a.Name, Kind: "virtio", Mac: a.HardwareAddr.String(),
-				Mtu: uint32(a.MTU), Up: a.Flags&net.FlagUp != 0,
+				Mtu: uint32(a.MTU), Up: a.Flags&net.FlagUp != 0, Noarp: a.RawFlags&unix.IFF_NOARP != 0,
 			}
 			if link.Addresses, err = w.reportAddresses(l); err != nil {
 				return nil, err
@@ -43,6 +44,9 @@ func (w *work) report() (*agentv1.NetworkReply, error) {
 		}
 	}
 	if err := w.reportRoutes(ids, reply.Network); err != nil {
+		return nil, err
+	}
+	if err := w.reportRules(names, reply.Network); err != nil {
 		return nil, err
 	}
 	return reply, w.reportNeighbours(ids, reply.Network)
@@ -86,6 +90,7 @@ func (w *work) reportRoutes(ids map[int]string, into *netv1.Network) error {
 			route := &netv1.Route{
 				Link: ids[r.LinkIndex], Scope: scopeNames[r.Scope], Type: kind, Protocol: r.Protocol.String(),
 				Metric: uint32(r.Priority), Table: uint32(r.Table), Onlink: r.Flags&int(netlink.FLAG_ONLINK) != 0, Mtu: uint32(r.MTU),
+				Tos: uint32(r.Tos), Metrics: readMetrics(&r),
 				Gateway: hop(r.Gw, r.Via), Destination: destination(r.Dst, family),
 			}
 			if r.Src != nil {

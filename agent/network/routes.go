@@ -70,7 +70,7 @@ func (w *work) routeOf(r *netv1.Route) (*netlink.Route, error) {
 		return nil, err
 	}
 	route := &netlink.Route{
-		Dst: ipNet(dst), Priority: int(r.GetMetric()), Table: int(r.GetTable()), MTU: int(r.GetMtu()), Family: familyOf(dst.Addr()),
+		Dst: ipNet(dst), Priority: int(r.GetMetric()), Table: int(r.GetTable()), MTU: int(r.GetMtu()), Tos: int(r.GetTos()), Family: familyOf(dst.Addr()),
 	}
 	if route.Type, err = numberOf(routeTypes, "type of route", r.GetType()); err != nil {
 		return nil, err
@@ -79,6 +79,9 @@ func (w *work) routeOf(r *netv1.Route) (*netlink.Route, error) {
 		return nil, err
 	}
 	if route.Protocol, err = protocolOf(r.GetProtocol()); err != nil {
+		return nil, err
+	}
+	if err := setMetrics(route, r.GetMetrics()); err != nil {
 		return nil, err
 	}
 	if r.GetSource() != "" {

@@ -119,10 +119,16 @@ func TestTheGuestHasTheNetworkItIsGiven(t *testing.T) {
 		},
 		Routes: []*netv1.Route{
 			route("10.9.0.0/16", "10.8.0.1", "n2"), // needs the next one
-			{Destination: "10.8.0.0/24", Link: "n2", Scope: "link", Type: "unicast", Protocol: "static", Table: 254, Source: "10.1.0.3"},
+			{Destination: "10.8.0.0/24", Link: "n2", Scope: "link", Type: "unicast", Protocol: "static", Table: 254, Source: "10.1.0.3", Mtu: 1300, Metrics: map[string]uint32{"advmss": 1200, "initcwnd": 20}},
+			{Destination: "0.0.0.0/0", Gateway: "10.1.0.1", Link: "n2", Scope: "global", Type: "unicast", Protocol: "static", Table: 100},
 			{Destination: "0.0.0.0/0", Gateway: "203.0.113.1", Link: "n3", Scope: "global", Type: "unicast", Protocol: "boot", Table: 254, Onlink: true},
 			{Destination: "10.7.0.0/16", Scope: "global", Type: "blackhole", Protocol: "static", Table: 254},
 			route("::/0", "fd00:1::1", "n2"),
+		},
+		Rules: []*netv1.Rule{
+			{Priority: 50, Source: "10.1.0.3/32", Table: 100},
+			{Priority: 60, Mark: 7, MarkMask: 15, OutLink: "n3", Table: 100, Invert: true},
+			{Priority: 50, Ipv6: true, Destination: "fd00:2::/64", InLink: "n2", Table: 100},
 		},
 		Neighbours: []*netv1.Neighbour{{Address: "10.1.0.77", Mac: "02:00:00:00:00:77", Link: "n2"}, {Address: "fd00:1::77", Mac: "02:00:00:00:00:77", Link: "n2"}},
 	}
@@ -138,7 +144,7 @@ func TestTheGuestHasTheNetworkItIsGiven(t *testing.T) {
 	}
 	ct := create(t, vm, "net", sh("cat /proc/sys/net/ipv4/conf/eth1/forwarding /proc/sys/net/ipv6/conf/eth0/disable_ipv6 /proc/sys/net/ipv6/conf/eth1/accept_ra;"+
 		"ip addr add 198.51.100.1/24 dev eth1 && ip link add br0 type bridge && ip route add 198.18.0.0/15 via 10.1.0.9 && echo made; read x; "+
-		"ip addr show; ip route show; ip link show br0"), caps)
+		"ip addr show; ip route show; ip rule; ip link show br0"), caps)
 	ct.start(t)
 	if err := ct.Until(within(t), "1\n1\n0\nmade\n"); err != nil {
 		t.Fatalf("the container says %q: %v", ct.Output(), err)
@@ -152,6 +158,7 @@ func TestTheGuestHasTheNetworkItIsGiven(t *testing.T) {
 			route("0.0.0.0/0", "10.4.0.1", "n4"),
 			{Destination: "10.7.0.0/16", Scope: "global", Type: "blackhole", Protocol: "static", Table: 254},
 		},
+		Rules: []*netv1.Rule{{Priority: 70, Source: "10.4.0.4/32", Table: 200}},
 	}
 	reply := call[agentv1.NetworkReply](t, vm, "network", networkOf(6, second))
 	if len(reply.Problems) > 0 {
@@ -167,7 +174,7 @@ func TestTheGuestHasTheNetworkItIsGiven(t *testing.T) {
 	said := ct.Output()
 	for what, want := range map[string]bool{
 		"198.51.100.1/24": true, "198.18.0.0/15": true, "br0": true, "10.1.0.3/24": true, "10.4.0.4/24": true, "default via 10.4.0.1": true,
-		"10.1.0.2/24": false, "192.0.2.1": false, "203.0.113.1": false, "10.9.0.0": false, "10.8.0.0": false,
+		"10.1.0.2/24": false, "192.0.2.1": false, "203.0.113.1": false, "10.9.0.0": false, "from 10.1.0.3 lookup": false, "lookup 200": true, "10.8.0.0": false,
 	} {
 		if strings.Contains(said, what) != want {
 			t.Errorf("after the change it is %v that the container sees %s; it sees\n%s", !want, what, said)
