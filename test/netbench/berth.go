@@ -38,6 +38,7 @@ type berth struct {
 	name  string
 	id    string
 	pid   int
+	qemu  int // the pid of its VM; 0 of runc
 	probe string
 	near  *host.Netns
 	argv  func(args ...string) []string // of its runtime
@@ -80,6 +81,10 @@ func (b *bench) moor(ctx context.Context, name string) (_ *berth, err error) {
 	if err != nil {
 		return nil, err
 	}
+	before, err := b.qemus()
+	if err != nil {
+		return nil, err
+	}
 	pidFile := filepath.Join(b.ground.Dir, name+".pid")
 	m, err := host.Monitor(ctx, pidFile, one.argv("create", "--bundle", bundle, "--pid-file", pidFile, one.id)...)
 	if err != nil {
@@ -89,6 +94,15 @@ func (b *bench) moor(ctx context.Context, name string) (_ *berth, err error) {
 		return nil, fmt.Errorf("create ended with %d: %s", m.Code, m.Stderr)
 	}
 	one.pid = m.PID
+	after, err := b.qemus()
+	if err != nil {
+		return nil, err
+	}
+	for pid := range after {
+		if !before[pid] && name != reference {
+			one.qemu = pid
+		}
+	}
 	if err := command(ctx, one.argv("start", one.id)...); err != nil {
 		return nil, err
 	}

@@ -24,10 +24,20 @@ type results struct {
 	columns  []string
 	measures []measure
 	samples  map[string]map[string][]float64 // by measure, then by berth
+	costs    map[string]map[string]*total    // likewise
 }
 
+// total is the processor time of all samples, and what was moved for it.
+type total struct {
+	cost
+	moved float64
+}
+
+// per is the time in microseconds for one thing that was moved.
+func (t *total) per(d time.Duration) float64 { return float64(d.Microseconds()) / t.moved }
+
 func newResults(ctx context.Context, b *bench) *results {
-	r := &results{facts: facts(ctx), samples: map[string]map[string][]float64{}}
+	r := &results{facts: facts(ctx), samples: map[string]map[string][]float64{}, costs: map[string]map[string]*total{}}
 	for _, one := range b.berths {
 		r.columns = append(r.columns, one.name)
 	}
@@ -51,12 +61,18 @@ func facts(ctx context.Context) []string {
 	return lines
 }
 
-func (r *results) add(m measure, berth string, value float64) {
+func (r *results) add(m measure, berth string, s sample, c cost) {
 	if r.samples[m.name] == nil {
 		r.measures = append(r.measures, m)
-		r.samples[m.name] = map[string][]float64{}
+		r.samples[m.name], r.costs[m.name] = map[string][]float64{}, map[string]*total{}
 	}
-	r.samples[m.name][berth] = append(r.samples[m.name][berth], value)
+	r.samples[m.name][berth] = append(r.samples[m.name][berth], s.value)
+	t := r.costs[m.name][berth]
+	if t == nil {
+		t = &total{}
+		r.costs[m.name][berth] = t
+	}
+	t.guest, t.loop, t.moved = t.guest+c.guest, t.loop+c.loop, t.moved+s.moved
 }
 
 func median(values []float64) float64 {
@@ -85,8 +101,24 @@ func (r *results) print(w io.Writer) {
 		}
 		fmt.Fprintln(table)
 	}
+	fmt.Fprint(table, "\n\nprocessor time of QEMU, µs\tper\t")
+	for _, column := range r.columns[1:] {
+		fmt.Fprintf(table, "%s: guest\tmain loop\t", column)
+	}
+	fmt.Fprintln(table)
+	for _, m := range r.measures {
+		fmt.Fprintf(table, "%s\t%s\t", m.name, things[m.unit])
+		for _, column := range r.columns[1:] {
+			t := r.costs[m.name][column]
+			fmt.Fprintf(table, "%s\t%s\t", number(t.per(t.guest)), number(t.per(t.loop)))
+		}
+		fmt.Fprintln(table)
+	}
 	_ = table.Flush() // a writer that fails has said so to nobody who could help
 }
+
+// things are what a measure of a unit moves.
+var things = map[string]string{"Mbit/s": "MB", "packets/s": "packet", "ms": "round trip", "1/s": "request"}
 
 // number keeps about three digits.
 func number(v float64) string {
@@ -105,12 +137,15 @@ func (r *results) write(path string) error {
 		Median  float64   `json:"median"`
 		Samples []float64 `json:"samples"`
 		Unit    string    `json:"unit"`
+		Guest   float64   `json:"guest_us,omitempty"` // processor time of QEMU for each thing moved
+		Loop    float64   `json:"loop_us,omitempty"`
 	}
 	all := map[string]map[string]entry{}
 	for _, m := range r.measures {
 		all[m.name] = map[string]entry{}
 		for berth, values := range r.samples[m.name] {
-			all[m.name][berth] = entry{median(values), values, m.unit}
+			t := r.costs[m.name][berth]
+			all[m.name][berth] = entry{median(values), values, m.unit, t.per(t.guest), t.per(t.loop)}
 		}
 	}
 	text, err := json.MarshalIndent(map[string]any{"facts": r.facts, "measures": all}, "", "  ")

@@ -5,9 +5,12 @@ package scenarios
 
 import (
 	"encoding/json"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"bulkhead/test/e2e/engine"
 )
@@ -42,14 +45,37 @@ func (t *trial) execSync(script string) outcome {
 	return t.cri("exec", "-s", t.shared["container"], "sh", "-c", script)
 }
 
+// podPort is where a container of the pod serves, and hostPort where the host's
+// plugin of CNI publishes that.
+const podPort, hostPort = 8080, 18080
+
+// readPort reads all that somebody says at an address beside the pods.
+func (t *trial) readPort(address string) string {
+	conn, err := t.bench.criEngine.Net.Dial(t.ctx, "tcp", address)
+	if err != nil {
+		t.complain("%w", err)
+		return ""
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(goneTime)); err != nil {
+		t.complain("%w", err)
+	}
+	text, err := io.ReadAll(conn)
+	if err != nil {
+		t.complain("%w", err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
 var criChains = []chain{{
 	{
-		name: "runp", says: "a pod's sandbox runs, with no network but the loopback device",
+		name: "runp", says: "a pod's sandbox runs",
 		act: func(t *trial) {
 			t.criFile("pod.json", object{
 				"metadata": object{"name": "pod", "namespace": "scenarios", "uid": "1", "attempt": 0},
 				"hostname": "porthole", "log_directory": t.bench.criEngine.LogDir(),
-				"linux": object{"cgroup_parent": t.bench.criEngine.CgroupParent()},
+				"port_mappings": []object{{"container_port": podPort, "host_port": hostPort}},
+				"linux":         object{"cgroup_parent": t.bench.criEngine.CgroupParent()},
 			})
 			pod := t.cri("runp", "--runtime", engine.Handler, filepath.Join(t.bench.stage.Dir, "pod.json")).succeeds().text()
 			t.shared["pod"] = pod
@@ -75,6 +101,32 @@ var criChains = []chain{{
 		act: func(t *trial) {
 			t.cri("start", t.shared["container"]).ends(0, t.shared["container"]+"\n")
 			equal(t, "the state", t.criState("inspect", t.shared["container"]), "CONTAINER_RUNNING")
+		},
+	},
+	{
+		name: "pod network", says: "the container has the addresses that CNI gave to the pod, and reaches the gateway",
+		act: func(t *trial) {
+			address := t.cri("inspectp", "-o", "go-template", "--template", "{{.status.network.ip}}", t.shared["pod"]).succeeds().text()
+			equal(t, "the address", t.execSync(`ip -o -4 addr show dev eth0 | awk '{print $4}'`).succeeds().text(), address+"/16")
+			equal(t, "the number of IPv6 addresses", t.execSync("ip -o -6 addr show dev eth0 scope global | wc -l").succeeds().text(), "1")
+			gateway := t.execSync(`ip route | awk '$1 == "default" {print $3}'`).succeeds().text()
+			t.execSync("ping -c 1 -W 10 " + gateway).succeeds()
+		},
+	},
+	{
+		name: "pod port", says: "what another container of the pod serves is reached in the pod by 127.0.0.1, and on the host by the pod's port there",
+		act: func(t *trial) {
+			path := t.criFile("server.json", object{
+				"metadata": object{"name": "server"}, "image": object{"image": engine.CtrImage},
+				"command": []string{"nc", "-ll", "-p", fmt.Sprint(podPort), "-e", "/bin/hostname"}, "log_path": "server.log",
+			})
+			server := t.cri("create", "--no-pull", t.shared["pod"], path, filepath.Join(t.bench.stage.Dir, "pod.json")).succeeds().text()
+			t.cri("start", server).succeeds()
+			t.until("what the container reads", "porthole", func() string {
+				return t.execSync(fmt.Sprintf("nc -w 10 127.0.0.1 %d < /dev/null", podPort)).text()
+			})
+			equal(t, "what the host reads", t.readPort(fmt.Sprintf("127.0.0.1:%d", hostPort)), "porthole")
+			t.cri("rm", "-f", server).succeeds()
 		},
 	},
 	{

@@ -21,9 +21,10 @@ import (
 )
 
 // CRI is a containerd that serves Kubernetes' runtime interface, with crictl as
-// its client. Its pods have a network namespace with nothing but the loopback
-// device.
+// its client. Its pods are in a network of CNI.
 type CRI struct {
+	Net *host.Netns // in which the daemon runs
+
 	dir        string
 	ground     *host.Ground
 	crictl     string
@@ -65,17 +66,6 @@ disabled_plugins = [
         Root = %q
 `
 
-// noNetwork is a CNI plugin that says what containerd insists on, an address of
-// eth0, and makes nothing.
-const noNetwork = `#!/bin/sh
-case $CNI_COMMAND in
-ADD) echo '{"cniVersion":"0.4.0","interfaces":[{"name":"eth0","sandbox":"'"$CNI_NETNS"'"}],"ips":[{"version":"4","address":"192.0.2.1/32","interface":0}]}' ;;
-VERSION) echo '{"cniVersion":"0.4.0","supportedVersions":["0.3.1","0.4.0"]}' ;;
-esac
-`
-
-const noNetworkConf = `{"cniVersion":"0.4.0","name":"none","plugins":[{"type":"no-network"}]}`
-
 const clientConfig = "runtime-endpoint: unix://%[1]s\nimage-endpoint: unix://%[1]s\ntimeout: 60\n"
 
 // StartCRI starts containerd and gives it the images.
@@ -88,26 +78,27 @@ func StartCRI(ctx context.Context, g *host.Ground, r Runtime, crictl string) (_ 
 			err = errors.Join(err, c.Stop())
 		}
 	}()
-	bin, conf, data := filepath.Join(c.dir, "cni"), filepath.Join(c.dir, "net.d"), filepath.Join(g.Data, "cri")
-	for _, dir := range []string{c.dir, c.LogDir(), bin, conf, data} {
+	if c.Net, err = host.NewNetns(); err != nil {
+		return nil, err
+	}
+	conf, data := filepath.Join(c.dir, "net.d"), filepath.Join(g.Data, "cri")
+	for _, dir := range []string{c.dir, c.LogDir(), conf, data} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
 	}
 	wrapper, config := filepath.Join(c.dir, "runtime-of-cri"), filepath.Join(c.dir, "containerd.toml")
-	text := fmt.Sprintf(criConfig, data, filepath.Join(c.dir, "state"), c.address(), pauseImage, bin, conf,
+	text := fmt.Sprintf(criConfig, data, filepath.Join(c.dir, "state"), c.address(), pauseImage, cniPlugins, conf,
 		Handler, Handler, wrapper, filepath.Join(c.dir, "runtime"))
 	if err := errors.Join(
 		writeWrapper(wrapper, r),
 		os.WriteFile(config, []byte(text), 0o600),
 		os.WriteFile(c.clientConfig(), []byte(fmt.Sprintf(clientConfig, c.address())), 0o600),
-		os.WriteFile(filepath.Join(conf, "none.conflist"), []byte(noNetworkConf), 0o600),
-		os.WriteFile(filepath.Join(bin, "no-network"), []byte(noNetwork), 0o700),
-		os.Symlink(filepath.Join(cniPlugins, "loopback"), filepath.Join(bin, "loopback")),
+		cniNetwork{"pods", "cni0", []string{"10.85.0.0/16", "fd10:85::/64"}}.write(conf, filepath.Join(c.dir, "addresses")),
 	); err != nil {
 		return nil, err
 	}
-	c.containerd, err = host.StartProcess(ctx, c.dir, "containerd", nil, containerdPath, "--config", config)
+	c.containerd, err = host.StartProcess(ctx, c.dir, "containerd", nil, c.Net.Args(containerdPath, "--config", config)...)
 	if err != nil {
 		return nil, fmt.Errorf("is the Debian package containerd installed? %w", err)
 	}
@@ -126,9 +117,10 @@ func (c *CRI) ctr(args ...string) []string {
 	return append([]string{ctrPath, "--address", c.address(), "--namespace", "k8s.io"}, args...)
 }
 
-// Args is the command line of a crictl command.
+// Args is the command line of a crictl command, beside containerd's server of
+// streams.
 func (c *CRI) Args(args ...string) []string {
-	return append([]string{c.crictl, "--config", c.clientConfig()}, args...)
+	return c.Net.Args(append([]string{c.crictl, "--config", c.clientConfig()}, args...)...)
 }
 
 func (c *CRI) clientConfig() string { return filepath.Join(c.dir, "crictl.yaml") }
@@ -144,6 +136,9 @@ func (c *CRI) parent() string { return c.ground.Token + "-cri" }
 // Stop removes the pods, which must work, and ends the daemon.
 func (c *CRI) Stop() error {
 	if c.containerd == nil {
+		if c.Net != nil {
+			return c.Net.Close()
+		}
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
@@ -154,7 +149,7 @@ func (c *CRI) Stop() error {
 	for _, id := range strings.Fields(r.Stdout) {
 		errs = append(errs, succeed(host.Run(ctx, nil, nil, c.Args("rmp", "-f", id)...)))
 	}
-	return errors.Join(append(errs, c.containerd.Stop(), removeCgroups(c.parent()))...)
+	return errors.Join(append(errs, c.containerd.Stop(), removeCgroups(c.parent()), linksLeft(c.Net), c.Net.Close())...)
 }
 
 // imageArchive writes, in Docker's format, the image of the tests and that of a
