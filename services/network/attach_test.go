@@ -4,6 +4,8 @@
 package network
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -59,5 +61,80 @@ func TestTheHostsOwnNetworkIsRefused(t *testing.T) {
 	_, err := ask[netv1.AttachReply](r, "attach", &netv1.AttachRequest{Sandbox: "box", Namespace: &netv1.Namespace{Pid: 1}})
 	if bus.ReasonOf(err) != bus.FailedPrecondition || !strings.Contains(err.Error(), "--net=host") {
 		t.Errorf("attached to the host: %v", err)
+	}
+}
+
+func TestEveryModelHandsOverItsQueuesOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).start()
+	for _, model := range models {
+		for _, queues := range []uint32{1, 3} {
+			name := fmt.Sprint(model, queues)
+			inside, before := faultGround(t)
+			a := call[netv1.AttachReply](r, "attach", &netv1.AttachRequest{
+				Sandbox: name, Namespace: &netv1.Namespace{Pid: inside.pid()}, Policy: &netv1.Policy{Model: model, Queues: queues},
+			}).Attachment
+			if nic := a.Nics[0]; nic.Queues != queues || nic.Model != model || nic.Vhost != hasVhost() {
+				t.Errorf("%s: NIC %v", name, nic)
+			}
+			files := r.open(name, a.Nics[0].Link)
+			want := int(queues)
+			if hasVhost() {
+				want *= 2
+			}
+			if len(files) != want {
+				t.Errorf("%s: %d descriptors, want %d", name, len(files), want)
+			}
+			if model == "macvtap" { // which does not tell whether it is open
+				r.detach(name)
+				continue
+			}
+			_, err := ask[netv1.OpenReply](r, "open", &netv1.OpenRequest{Sandbox: name, Link: a.Nics[0].Link, Token: "t2"})
+			if bus.ReasonOf(err) != bus.FailedPrecondition || !strings.Contains(err.Error(), "open already") {
+				t.Errorf("%s: opened while it is open: %v", name, err)
+			}
+			for _, f := range files {
+				f.Close()
+			}
+			r.detach(name)
+			if after := inside.state(); after != before {
+				t.Errorf("%s: detach leaves\n%s\nbefore:\n%s", name, after, before)
+			}
+		}
+	}
+	_, err := ask[netv1.OpenReply](r, "open", &netv1.OpenRequest{Sandbox: "tc1", Link: "nic2", Token: "t"})
+	if bus.ReasonOf(err) != bus.NotFound {
+		t.Errorf("open of what is not attached: %v", err)
+	}
+}
+
+func hasVhost() bool {
+	_, err := os.Stat("/dev/vhost-net")
+	return err == nil
+}
+
+// It runs before the tests that run in parallel, so no other thread comes.
+func TestManyNamespacesNeedNoThreads(t *testing.T) {
+	r := newRig(t).start()
+	spaces := make([]*space, 60)
+	for i := range spaces {
+		spaces[i] = newSpace(t)
+	}
+	threads := func() int {
+		entries, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before := threads()
+	for i, s := range spaces {
+		r.attach(fmt.Sprint("box", i), s)
+	}
+	if more := threads() - before; more > 20 {
+		t.Errorf("%d namespaces take %d threads", len(spaces), more)
+	}
+	if list := call[netv1.ListReply](r, "list", &netv1.ListRequest{}); len(list.Attachments) != len(spaces) {
+		t.Errorf("%d of %d are listed", len(list.Attachments), len(spaces))
 	}
 }

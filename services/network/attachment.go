@@ -29,8 +29,11 @@ type attachment struct {
 	ns     *netspace.Namespace
 	events *netspace.Events
 	record *netv1.Attachment // nil while nothing was made
-	follow context.CancelFunc
-	done   chan struct{} // closed when the follower has ended
+	// unjoined are NICs on record that are not, or not yet whole.
+	unjoined map[*netv1.Nic]bool
+	behind   bool // the bucket has an older record
+	follow   context.CancelFunc
+	done     chan struct{} // closed when the follower has ended
 
 	poke chan struct{} // capacity 1: look at the listeners
 
@@ -43,7 +46,7 @@ func (s *Service) lock(ctx context.Context, sandbox string) (*attachment, func()
 		s.mu.Lock()
 		a := s.attachments[sandbox]
 		if a == nil {
-			a = &attachment{sandbox: sandbox, op: make(chan struct{}, 1), poke: make(chan struct{}, 1)}
+			a = &attachment{sandbox: sandbox, op: make(chan struct{}, 1), poke: make(chan struct{}, 1), unjoined: map[*netv1.Nic]bool{}}
 			s.attachments[sandbox] = a
 		}
 		s.mu.Unlock()

@@ -47,7 +47,10 @@ func (s *Service) conform(ctx context.Context, a *attachment, strict bool) error
 		if _, note := wire.Model(l, a.record.Policy.Model); note != "" {
 			problems = append(problems, note)
 		}
-		if a.nic(link.Id) != nil {
+		if nic := a.nic(link.Id); nic != nil {
+			if a.unjoined[nic] { // an earlier look did not come so far
+				fresh = append(fresh, nic)
+			}
 			continue
 		}
 		nic, err := wire.Plan(a.ns, l, link.Id, a.record.Policy.Model, a.record.Policy.Queues)
@@ -60,9 +63,10 @@ func (s *Service) conform(ctx context.Context, a *attachment, strict bool) error
 		}
 		nic.Vhost = s.vhost()
 		fresh = append(fresh, nic)
+		a.record.Nics = append(a.record.Nics, nic)
+		a.unjoined[nic] = true
 	}
 	if len(fresh) > 0 {
-		a.record.Nics = append(a.record.Nics, fresh...)
 		if err := s.save(ctx, a, "record"); err != nil {
 			return err
 		}
@@ -82,6 +86,7 @@ func (s *Service) conform(ctx context.Context, a *attachment, strict bool) error
 				return err
 			}
 		}
+		delete(a.unjoined, nic)
 	}
 	if err := s.followLinks(a, before, fresh); err != nil {
 		problems = append(problems, err.Error())
@@ -111,6 +116,7 @@ func (s *Service) take(a *attachment, nic *netv1.Nic) error {
 	if err := s.wireOf(a, nic).Leave(); err != nil {
 		return fmt.Errorf("taking back what was made for %w", err)
 	}
+	delete(a.unjoined, nic)
 	a.record.Nics = slices.DeleteFunc(a.record.Nics, func(n *netv1.Nic) bool { return n == nic })
 	return nil
 }

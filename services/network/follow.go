@@ -195,13 +195,15 @@ func (s *Service) refreshListeners(ctx context.Context, a *attachment) error {
 // tell records, shows and publishes what changed since before.
 func (s *Service) tell(ctx context.Context, a *attachment, before *netv1.Attachment) error {
 	if proto.Equal(before, a.record) {
+		if a.behind {
+			return s.save(ctx, a, "changed-record")
+		}
 		return nil
 	}
 	a.record.Revision++
-	err := s.save(ctx, a, "changed-record")
-	if err != nil {
+	if err := s.save(ctx, a, "changed-record"); err != nil {
 		// The VM gets what is in the namespace all the same; the record is written
-		// with the next change, and read anew by a service that starts.
+		// at the next look, and a service that starts reads the namespace anyway.
 		s.log.Warn("record of a network not written", "sandbox", a.sandbox, "error", err)
 	}
 	s.show(a)

@@ -23,6 +23,7 @@ func (s *Service) save(ctx context.Context, a *attachment, step string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recordTime)
 	defer cancel()
 	_, err := s.records.Put(ctx, bus.Token(a.sandbox), a.record)
+	a.behind = err != nil
 	return err
 }
 

@@ -27,6 +27,7 @@ const checksumPartial = 3
 // layout reads the running kernel's description of its types once. Kernels without
 // one (CONFIG_DEBUG_INFO_BTF) have no such check.
 var layout = sync.OnceValues(func() (skbLayout, error) {
+	defer btf.FlushKernelSpec() // tens of megabytes, for five numbers
 	spec, err := btf.LoadKernelSpec()
 	if err != nil {
 		return skbLayout{}, fmt.Errorf("this kernel does not describe its types: %w", err)

@@ -4,7 +4,10 @@
 package wire
 
 import (
+	"fmt"
 	"os"
+
+	"github.com/vishvananda/netlink"
 )
 
 // VhostPath is where the kernel that moves packets itself is asked to.
@@ -16,8 +19,14 @@ func (w *Wire) Open() ([]*os.File, error) {
 	if w.NIC.Model == ModelMacvtap {
 		return w.openMacvtap(queues)
 	}
-	if _, err := w.device(); err != nil {
+	l, err := w.device()
+	if err != nil {
 		return nil, err // opening would make another one
+	}
+	// A tap spreads what it receives over all queues that anybody has open: beside
+	// a VM's own, others would swallow it.
+	if tap, ok := l.(*netlink.Tuntap); ok && tap.Queues > 0 {
+		return nil, fmt.Errorf("the tap %s is open already, with %d queues", w.NIC.Device, tap.Queues)
 	}
 	return several(queues, w.openTap)
 }

@@ -70,8 +70,8 @@ func (w *Wire) openTap() (*os.File, error) {
 	}
 	if err := unix.IoctlIfreq(int(tap.Fd()), unix.TUNSETIFF, request); err != nil {
 		tap.Close()
-		if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.E2BIG) {
-			return nil, fmt.Errorf("all %d queues of tap %s are open already: %w", w.NIC.Queues, w.NIC.Device, err)
+		if errors.Is(err, unix.EBUSY) { // it has one queue
+			return nil, fmt.Errorf("the tap %s is open already: %w", w.NIC.Device, err)
 		}
 		return nil, fmt.Errorf("open tap %s: %w", w.NIC.Device, err)
 	}
