@@ -132,6 +132,13 @@ func (a *agent) status(context.Context, *agentv1.StatusRequest) (*agentv1.Status
 }
 
 func (a *agent) stats(_ context.Context, req *agentv1.StatsRequest) (*agentv1.StatsReply, error) {
+	total, available, err := guest.MemoryAvailable()
+	if err != nil {
+		return nil, err
+	}
+	if req.GetContainer() == "" {
+		return &agentv1.StatsReply{GuestTotalBytes: total, GuestAvailableBytes: available}, nil
+	}
 	c, err := a.containers.Get(req.GetContainer())
 	if err != nil {
 		return nil, err
@@ -147,7 +154,10 @@ func (a *agent) stats(_ context.Context, req *agentv1.StatsRequest) (*agentv1.St
 	if err != nil {
 		return nil, fmt.Errorf("encoding the statistics: %w", err)
 	}
-	return &agentv1.StatsReply{MemoryBytes: s.Memory.Usage.Usage, CpuNs: s.CPU.Usage.Total, Pids: s.Pids.Current, Stats: string(text)}, nil
+	return &agentv1.StatsReply{
+		MemoryBytes: s.Memory.Usage.Usage, CpuNs: s.CPU.Usage.Total, Pids: s.Pids.Current, Stats: string(text),
+		GuestTotalBytes: total, GuestAvailableBytes: available,
+	}, nil
 }
 
 // interfaces counts in the container's network namespace; one without a process has that of the guest.

@@ -58,7 +58,7 @@ const (
 
 // commands in the order of a container's life, as "help" lists them.
 var commands = []command{
-	createCommand, startCommand, runCommand, execCommand, stateCommand, listCommand, psCommand, eventsCommand,
+	createCommand, startCommand, runCommand, execCommand, stateCommand, listCommand, psCommand, eventsCommand, statsCommand,
 	killCommand, pauseCommand, resumeCommand, updateCommand, deleteCommand,
 	specCommand, featuresCommand, versionCommand,
 	checkpointCommand, restoreCommand,

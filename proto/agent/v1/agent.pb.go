@@ -1663,13 +1663,15 @@ func (x *StatsRequest) GetContainer() string {
 }
 
 type StatsReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MemoryBytes   uint64                 `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	CpuNs         uint64                 `protobuf:"varint,2,opt,name=cpu_ns,json=cpuNs,proto3" json:"cpu_ns,omitempty"`
-	Pids          uint64                 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
-	Stats         string                 `protobuf:"bytes,4,opt,name=stats,proto3" json:"stats,omitempty"` // all counters as JSON text in runc's shape (bulkhead.vm.v1, ContainerStats)
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	MemoryBytes         uint64                 `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	CpuNs               uint64                 `protobuf:"varint,2,opt,name=cpu_ns,json=cpuNs,proto3" json:"cpu_ns,omitempty"`
+	Pids                uint64                 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
+	Stats               string                 `protobuf:"bytes,4,opt,name=stats,proto3" json:"stats,omitempty"`                                                // all counters as JSON text in runc's shape (bulkhead.vm.v1, ContainerStats)
+	GuestTotalBytes     uint64                 `protobuf:"varint,50,opt,name=guest_total_bytes,json=guestTotalBytes,proto3" json:"guest_total_bytes,omitempty"` // of the whole guest: its /proc/meminfo
+	GuestAvailableBytes uint64                 `protobuf:"varint,51,opt,name=guest_available_bytes,json=guestAvailableBytes,proto3" json:"guest_available_bytes,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *StatsReply) Reset() {
@@ -1728,6 +1730,20 @@ func (x *StatsReply) GetStats() string {
 		return x.Stats
 	}
 	return ""
+}
+
+func (x *StatsReply) GetGuestTotalBytes() uint64 {
+	if x != nil {
+		return x.GuestTotalBytes
+	}
+	return 0
+}
+
+func (x *StatsReply) GetGuestAvailableBytes() uint64 {
+	if x != nil {
+		return x.GuestAvailableBytes
+	}
+	return 0
 }
 
 // OutOfMemory is published on agent.<vm>.ev.oom when the guest's kernel has killed
@@ -2154,13 +2170,15 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\vmemory_free\x18\x03 \x01(\x04R\n" +
 	"memoryFree\",\n" +
 	"\fStatsRequest\x12\x1c\n" +
-	"\tcontainer\x18\x01 \x01(\tR\tcontainer\"p\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\"\xd0\x01\n" +
 	"\n" +
 	"StatsReply\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12\x15\n" +
 	"\x06cpu_ns\x18\x02 \x01(\x04R\x05cpuNs\x12\x12\n" +
 	"\x04pids\x18\x03 \x01(\x04R\x04pids\x12\x14\n" +
-	"\x05stats\x18\x04 \x01(\tR\x05stats\"A\n" +
+	"\x05stats\x18\x04 \x01(\tR\x05stats\x12*\n" +
+	"\x11guest_total_bytes\x182 \x01(\x04R\x0fguestTotalBytes\x122\n" +
+	"\x15guest_available_bytes\x183 \x01(\x04R\x13guestAvailableBytes\"A\n" +
 	"\vOutOfMemory\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x14\n" +
 	"\x05kills\x18\x02 \x01(\x04R\x05kills\"{\n" +

@@ -2544,7 +2544,8 @@ func (*ResumeReply) Descriptor() ([]byte, []int) {
 	return file_vm_v1_vm_proto_rawDescGZIP(), []int{37}
 }
 
-// Stats of a VM and its containers as the guest and the host see them.
+// Stats of a VM and its containers as the guest and the host see them. Without a
+// container it asks for the memory of all VMs.
 type StatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *ContainerRef          `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -2590,17 +2591,22 @@ func (x *StatsRequest) GetRef() *ContainerRef {
 }
 
 type StatsReply struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Sandbox          string                 `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
-	VmRssBytes       uint64                 `protobuf:"varint,2,opt,name=vm_rss_bytes,json=vmRssBytes,proto3" json:"vm_rss_bytes,omitempty"`
-	VmPssBytes       uint64                 `protobuf:"varint,3,opt,name=vm_pss_bytes,json=vmPssBytes,proto3" json:"vm_pss_bytes,omitempty"`
-	RelayPssBytes    uint64                 `protobuf:"varint,4,opt,name=relay_pss_bytes,json=relayPssBytes,proto3" json:"relay_pss_bytes,omitempty"`
-	GuestMemoryBytes uint64                 `protobuf:"varint,5,opt,name=guest_memory_bytes,json=guestMemoryBytes,proto3" json:"guest_memory_bytes,omitempty"` // memory.current of the container in the guest
-	GuestCpuNs       uint64                 `protobuf:"varint,6,opt,name=guest_cpu_ns,json=guestCpuNs,proto3" json:"guest_cpu_ns,omitempty"`                   // cpu time of the container in the guest
-	GuestPids        uint64                 `protobuf:"varint,7,opt,name=guest_pids,json=guestPids,proto3" json:"guest_pids,omitempty"`
-	ContainerStats   string                 `protobuf:"bytes,8,opt,name=container_stats,json=containerStats,proto3" json:"container_stats,omitempty"` // all counters of the guest's cgroup as JSON text, in the shape that runc prints
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox            string                 `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	VmRssBytes         uint64                 `protobuf:"varint,2,opt,name=vm_rss_bytes,json=vmRssBytes,proto3" json:"vm_rss_bytes,omitempty"`
+	VmPssBytes         uint64                 `protobuf:"varint,3,opt,name=vm_pss_bytes,json=vmPssBytes,proto3" json:"vm_pss_bytes,omitempty"`
+	RelayPssBytes      uint64                 `protobuf:"varint,4,opt,name=relay_pss_bytes,json=relayPssBytes,proto3" json:"relay_pss_bytes,omitempty"`
+	GuestMemoryBytes   uint64                 `protobuf:"varint,5,opt,name=guest_memory_bytes,json=guestMemoryBytes,proto3" json:"guest_memory_bytes,omitempty"` // memory.current of the container in the guest
+	GuestCpuNs         uint64                 `protobuf:"varint,6,opt,name=guest_cpu_ns,json=guestCpuNs,proto3" json:"guest_cpu_ns,omitempty"`                   // cpu time of the container in the guest
+	GuestPids          uint64                 `protobuf:"varint,7,opt,name=guest_pids,json=guestPids,proto3" json:"guest_pids,omitempty"`
+	ContainerStats     string                 `protobuf:"bytes,8,opt,name=container_stats,json=containerStats,proto3" json:"container_stats,omitempty"`     // all counters of the guest's cgroup as JSON text, in the shape that runc prints
+	Memory             *VMMemory              `protobuf:"bytes,50,opt,name=memory,proto3" json:"memory,omitempty"`                                          // of the container's VM
+	Vms                []*VMMemory            `protobuf:"bytes,51,rep,name=vms,proto3" json:"vms,omitempty"`                                                // of all VMs, where no container was named
+	Total              *VMMemory              `protobuf:"bytes,52,opt,name=total,proto3" json:"total,omitempty"`                                            // their sum
+	HostTotalBytes     uint64                 `protobuf:"varint,53,opt,name=host_total_bytes,json=hostTotalBytes,proto3" json:"host_total_bytes,omitempty"` // MemTotal and MemAvailable of the host
+	HostAvailableBytes uint64                 `protobuf:"varint,54,opt,name=host_available_bytes,json=hostAvailableBytes,proto3" json:"host_available_bytes,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *StatsReply) Reset() {
@@ -2687,6 +2693,223 @@ func (x *StatsReply) GetContainerStats() string {
 		return x.ContainerStats
 	}
 	return ""
+}
+
+func (x *StatsReply) GetMemory() *VMMemory {
+	if x != nil {
+		return x.Memory
+	}
+	return nil
+}
+
+func (x *StatsReply) GetVms() []*VMMemory {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *StatsReply) GetTotal() *VMMemory {
+	if x != nil {
+		return x.Total
+	}
+	return nil
+}
+
+func (x *StatsReply) GetHostTotalBytes() uint64 {
+	if x != nil {
+		return x.HostTotalBytes
+	}
+	return 0
+}
+
+func (x *StatsReply) GetHostAvailableBytes() uint64 {
+	if x != nil {
+		return x.HostAvailableBytes
+	}
+	return 0
+}
+
+// VMMemory is what a VM costs its host. All numbers of its process are the
+// kernel's (Documentation/filesystems/proc.rst, smaps and status).
+type VMMemory struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Sandbox             string                 `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	Pid                 int32                  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	Containers          []string               `protobuf:"bytes,3,rep,name=containers,proto3" json:"containers,omitempty"`                 // ids
+	CostBytes           uint64                 `protobuf:"varint,4,opt,name=cost_bytes,json=costBytes,proto3" json:"cost_bytes,omitempty"` // what goes when the VM goes, its part of what is shared counted: pss, page tables, relays
+	RssBytes            uint64                 `protobuf:"varint,5,opt,name=rss_bytes,json=rssBytes,proto3" json:"rss_bytes,omitempty"`
+	PssBytes            uint64                 `protobuf:"varint,6,opt,name=pss_bytes,json=pssBytes,proto3" json:"pss_bytes,omitempty"`
+	PrivateBytes        uint64                 `protobuf:"varint,7,opt,name=private_bytes,json=privateBytes,proto3" json:"private_bytes,omitempty"`                        // that no other process has
+	TemplateSharedBytes uint64                 `protobuf:"varint,8,opt,name=template_shared_bytes,json=templateSharedBytes,proto3" json:"template_shared_bytes,omitempty"` // of guest memory that is still the template's page
+	KsmMergedBytes      uint64                 `protobuf:"varint,9,opt,name=ksm_merged_bytes,json=ksmMergedBytes,proto3" json:"ksm_merged_bytes,omitempty"`                // merged with equal pages (KSM); the zero page not counted
+	KsmSavedBytes       uint64                 `protobuf:"varint,10,opt,name=ksm_saved_bytes,json=ksmSavedBytes,proto3" json:"ksm_saved_bytes,omitempty"`                  // what that saves for this VM: what is merged, less its part of what is left
+	PageTablesBytes     uint64                 `protobuf:"varint,11,opt,name=page_tables_bytes,json=pageTablesBytes,proto3" json:"page_tables_bytes,omitempty"`
+	RelaysPssBytes      uint64                 `protobuf:"varint,12,opt,name=relays_pss_bytes,json=relaysPssBytes,proto3" json:"relays_pss_bytes,omitempty"`
+	GuestTotalBytes     uint64                 `protobuf:"varint,13,opt,name=guest_total_bytes,json=guestTotalBytes,proto3" json:"guest_total_bytes,omitempty"` // as the guest says; 0: it did not answer
+	GuestAvailableBytes uint64                 `protobuf:"varint,14,opt,name=guest_available_bytes,json=guestAvailableBytes,proto3" json:"guest_available_bytes,omitempty"`
+	GuestUsedBytes      uint64                 `protobuf:"varint,15,opt,name=guest_used_bytes,json=guestUsedBytes,proto3" json:"guest_used_bytes,omitempty"`
+	TrustClass          string                 `protobuf:"bytes,16,opt,name=trust_class,json=trustClass,proto3" json:"trust_class,omitempty"`
+	Mergeable           bool                   `protobuf:"varint,17,opt,name=mergeable,proto3" json:"mergeable,omitempty"`
+	AnonymousBytes      uint64                 `protobuf:"varint,18,opt,name=anonymous_bytes,json=anonymousBytes,proto3" json:"anonymous_bytes,omitempty"` // of no file: what the VM's cgroup is charged as such, unless it is merged
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *VMMemory) Reset() {
+	*x = VMMemory{}
+	mi := &file_vm_v1_vm_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VMMemory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VMMemory) ProtoMessage() {}
+
+func (x *VMMemory) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VMMemory.ProtoReflect.Descriptor instead.
+func (*VMMemory) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *VMMemory) GetSandbox() string {
+	if x != nil {
+		return x.Sandbox
+	}
+	return ""
+}
+
+func (x *VMMemory) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *VMMemory) GetContainers() []string {
+	if x != nil {
+		return x.Containers
+	}
+	return nil
+}
+
+func (x *VMMemory) GetCostBytes() uint64 {
+	if x != nil {
+		return x.CostBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetRssBytes() uint64 {
+	if x != nil {
+		return x.RssBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetPssBytes() uint64 {
+	if x != nil {
+		return x.PssBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetPrivateBytes() uint64 {
+	if x != nil {
+		return x.PrivateBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetTemplateSharedBytes() uint64 {
+	if x != nil {
+		return x.TemplateSharedBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetKsmMergedBytes() uint64 {
+	if x != nil {
+		return x.KsmMergedBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetKsmSavedBytes() uint64 {
+	if x != nil {
+		return x.KsmSavedBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetPageTablesBytes() uint64 {
+	if x != nil {
+		return x.PageTablesBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetRelaysPssBytes() uint64 {
+	if x != nil {
+		return x.RelaysPssBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetGuestTotalBytes() uint64 {
+	if x != nil {
+		return x.GuestTotalBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetGuestAvailableBytes() uint64 {
+	if x != nil {
+		return x.GuestAvailableBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetGuestUsedBytes() uint64 {
+	if x != nil {
+		return x.GuestUsedBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetTrustClass() string {
+	if x != nil {
+		return x.TrustClass
+	}
+	return ""
+}
+
+func (x *VMMemory) GetMergeable() bool {
+	if x != nil {
+		return x.Mergeable
+	}
+	return false
+}
+
+func (x *VMMemory) GetAnonymousBytes() uint64 {
+	if x != nil {
+		return x.AnonymousBytes
+	}
+	return 0
 }
 
 var File_vm_v1_vm_proto protoreflect.FileDescriptor
@@ -2894,7 +3117,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\r\n" +
 	"\vResumeReply\">\n" +
 	"\fStatsRequest\x12.\n" +
-	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\xaa\x02\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\x94\x04\n" +
 	"\n" +
 	"StatsReply\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\x12 \n" +
@@ -2908,7 +3131,36 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"guestCpuNs\x12\x1d\n" +
 	"\n" +
 	"guest_pids\x18\a \x01(\x04R\tguestPids\x12'\n" +
-	"\x0fcontainer_stats\x18\b \x01(\tR\x0econtainerStats*\xc9\x01\n" +
+	"\x0fcontainer_stats\x18\b \x01(\tR\x0econtainerStats\x120\n" +
+	"\x06memory\x182 \x01(\v2\x18.bulkhead.vm.v1.VMMemoryR\x06memory\x12*\n" +
+	"\x03vms\x183 \x03(\v2\x18.bulkhead.vm.v1.VMMemoryR\x03vms\x12.\n" +
+	"\x05total\x184 \x01(\v2\x18.bulkhead.vm.v1.VMMemoryR\x05total\x12(\n" +
+	"\x10host_total_bytes\x185 \x01(\x04R\x0ehostTotalBytes\x120\n" +
+	"\x14host_available_bytes\x186 \x01(\x04R\x12hostAvailableBytes\"\xa2\x05\n" +
+	"\bVMMemory\x12\x18\n" +
+	"\asandbox\x18\x01 \x01(\tR\asandbox\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x1e\n" +
+	"\n" +
+	"containers\x18\x03 \x03(\tR\n" +
+	"containers\x12\x1d\n" +
+	"\n" +
+	"cost_bytes\x18\x04 \x01(\x04R\tcostBytes\x12\x1b\n" +
+	"\trss_bytes\x18\x05 \x01(\x04R\brssBytes\x12\x1b\n" +
+	"\tpss_bytes\x18\x06 \x01(\x04R\bpssBytes\x12#\n" +
+	"\rprivate_bytes\x18\a \x01(\x04R\fprivateBytes\x122\n" +
+	"\x15template_shared_bytes\x18\b \x01(\x04R\x13templateSharedBytes\x12(\n" +
+	"\x10ksm_merged_bytes\x18\t \x01(\x04R\x0eksmMergedBytes\x12&\n" +
+	"\x0fksm_saved_bytes\x18\n" +
+	" \x01(\x04R\rksmSavedBytes\x12*\n" +
+	"\x11page_tables_bytes\x18\v \x01(\x04R\x0fpageTablesBytes\x12(\n" +
+	"\x10relays_pss_bytes\x18\f \x01(\x04R\x0erelaysPssBytes\x12*\n" +
+	"\x11guest_total_bytes\x18\r \x01(\x04R\x0fguestTotalBytes\x122\n" +
+	"\x15guest_available_bytes\x18\x0e \x01(\x04R\x13guestAvailableBytes\x12(\n" +
+	"\x10guest_used_bytes\x18\x0f \x01(\x04R\x0eguestUsedBytes\x12\x1f\n" +
+	"\vtrust_class\x18\x10 \x01(\tR\n" +
+	"trustClass\x12\x1c\n" +
+	"\tmergeable\x18\x11 \x01(\bR\tmergeable\x12'\n" +
+	"\x0fanonymous_bytes\x18\x12 \x01(\x04R\x0eanonymousBytes*\xc9\x01\n" +
 	"\x0fContainerStatus\x12 \n" +
 	"\x1cCONTAINER_STATUS_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19CONTAINER_STATUS_CREATING\x10\x01\x12\x1c\n" +
@@ -2930,7 +3182,7 @@ func file_vm_v1_vm_proto_rawDescGZIP() []byte {
 }
 
 var file_vm_v1_vm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_vm_v1_vm_proto_goTypes = []any{
 	(ContainerStatus)(0),          // 0: bulkhead.vm.v1.ContainerStatus
 	(*ContainerRef)(nil),          // 1: bulkhead.vm.v1.ContainerRef
@@ -2973,31 +3225,32 @@ var file_vm_v1_vm_proto_goTypes = []any{
 	(*ResumeReply)(nil),           // 38: bulkhead.vm.v1.ResumeReply
 	(*StatsRequest)(nil),          // 39: bulkhead.vm.v1.StatsRequest
 	(*StatsReply)(nil),            // 40: bulkhead.vm.v1.StatsReply
-	nil,                           // 41: bulkhead.vm.v1.Container.AnnotationsEntry
-	nil,                           // 42: bulkhead.vm.v1.Sandbox.PhasesEntry
-	nil,                           // 43: bulkhead.vm.v1.LocateRequest.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 44: google.protobuf.Timestamp
-	(*v1.Namespace)(nil),          // 45: bulkhead.net.v1.Namespace
-	(*v1.Policy)(nil),             // 46: bulkhead.net.v1.Policy
-	(*durationpb.Duration)(nil),   // 47: google.protobuf.Duration
+	(*VMMemory)(nil),              // 41: bulkhead.vm.v1.VMMemory
+	nil,                           // 42: bulkhead.vm.v1.Container.AnnotationsEntry
+	nil,                           // 43: bulkhead.vm.v1.Sandbox.PhasesEntry
+	nil,                           // 44: bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 45: google.protobuf.Timestamp
+	(*v1.Namespace)(nil),          // 46: bulkhead.net.v1.Namespace
+	(*v1.Policy)(nil),             // 47: bulkhead.net.v1.Policy
+	(*durationpb.Duration)(nil),   // 48: google.protobuf.Duration
 }
 var file_vm_v1_vm_proto_depIdxs = []int32{
-	44, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
+	45, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
 	3,  // 1: bulkhead.vm.v1.Exec.relay:type_name -> bulkhead.vm.v1.Relay
-	44, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
+	45, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
 	1,  // 3: bulkhead.vm.v1.Container.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	0,  // 4: bulkhead.vm.v1.Container.status:type_name -> bulkhead.vm.v1.ContainerStatus
-	41, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
+	42, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
 	3,  // 6: bulkhead.vm.v1.Container.relay:type_name -> bulkhead.vm.v1.Relay
-	44, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
-	44, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
+	45, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
+	45, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
 	2,  // 9: bulkhead.vm.v1.Container.exit:type_name -> bulkhead.vm.v1.Exit
 	4,  // 10: bulkhead.vm.v1.Container.execs:type_name -> bulkhead.vm.v1.Exec
 	8,  // 11: bulkhead.vm.v1.Container.followed:type_name -> bulkhead.vm.v1.Followed
-	44, // 12: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
-	42, // 13: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
-	45, // 14: bulkhead.vm.v1.Sandbox.network:type_name -> bulkhead.net.v1.Namespace
-	46, // 15: bulkhead.vm.v1.Sandbox.network_policy:type_name -> bulkhead.net.v1.Policy
+	45, // 12: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
+	43, // 13: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
+	46, // 14: bulkhead.vm.v1.Sandbox.network:type_name -> bulkhead.net.v1.Namespace
+	47, // 15: bulkhead.vm.v1.Sandbox.network_policy:type_name -> bulkhead.net.v1.Policy
 	8,  // 16: bulkhead.vm.v1.HandedMount.followed:type_name -> bulkhead.vm.v1.Followed
 	12, // 17: bulkhead.vm.v1.HandedMount.memory:type_name -> bulkhead.vm.v1.SharedMemory
 	11, // 18: bulkhead.vm.v1.HandedDevice.binds:type_name -> bulkhead.vm.v1.DeviceBind
@@ -3009,7 +3262,7 @@ var file_vm_v1_vm_proto_depIdxs = []int32{
 	5,  // 24: bulkhead.vm.v1.CreateReply.container:type_name -> bulkhead.vm.v1.Container
 	6,  // 25: bulkhead.vm.v1.CreateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
 	1,  // 26: bulkhead.vm.v1.LocateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	43, // 27: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	44, // 27: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
 	9,  // 28: bulkhead.vm.v1.LocateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
 	1,  // 29: bulkhead.vm.v1.StartRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	5,  // 30: bulkhead.vm.v1.StartReply.container:type_name -> bulkhead.vm.v1.Container
@@ -3031,12 +3284,15 @@ var file_vm_v1_vm_proto_depIdxs = []int32{
 	1,  // 46: bulkhead.vm.v1.PauseRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	1,  // 47: bulkhead.vm.v1.ResumeRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	1,  // 48: bulkhead.vm.v1.StatsRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	47, // 49: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
-	50, // [50:50] is the sub-list for method output_type
-	50, // [50:50] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	41, // 49: bulkhead.vm.v1.StatsReply.memory:type_name -> bulkhead.vm.v1.VMMemory
+	41, // 50: bulkhead.vm.v1.StatsReply.vms:type_name -> bulkhead.vm.v1.VMMemory
+	41, // 51: bulkhead.vm.v1.StatsReply.total:type_name -> bulkhead.vm.v1.VMMemory
+	48, // 52: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
+	53, // [53:53] is the sub-list for method output_type
+	53, // [53:53] is the sub-list for method input_type
+	53, // [53:53] is the sub-list for extension type_name
+	53, // [53:53] is the sub-list for extension extendee
+	0,  // [0:53] is the sub-list for field type_name
 }
 
 func init() { file_vm_v1_vm_proto_init() }
@@ -3050,7 +3306,7 @@ func file_vm_v1_vm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vm_v1_vm_proto_rawDesc), len(file_vm_v1_vm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   43,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

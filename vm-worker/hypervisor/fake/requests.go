@@ -215,12 +215,16 @@ func (g *guest) status(context.Context, *agentv1.StatusRequest) (*agentv1.Status
 }
 
 func (g *guest) stats(_ context.Context, req *agentv1.StatsRequest) (*agentv1.StatsReply, error) {
+	const total, available = 64 << 20, 32 << 20
+	if req.GetContainer() == "" {
+		return &agentv1.StatsReply{GuestTotalBytes: total, GuestAvailableBytes: available}, nil
+	}
 	c, err := g.find(req.GetContainer())
 	if err != nil {
 		return nil, err
 	}
 	n := uint64(len(c.processes()))
-	return &agentv1.StatsReply{Pids: n, Stats: fmt.Sprintf(`{"pids":{"current":%d}}`, n)}, nil
+	return &agentv1.StatsReply{Pids: n, GuestTotalBytes: total, GuestAvailableBytes: available, Stats: fmt.Sprintf(`{"pids":{"current":%d}}`, n)}, nil
 }
 
 func (g *guest) find(key string) (*container, error) {

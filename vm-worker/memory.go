@@ -1,0 +1,203 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	agentv1 "bulkhead/proto/agent/v1"
+	vmv1 "bulkhead/proto/vm/v1"
+)
+
+const (
+	// guestsAtOnce bounds the guests that are asked at a time.
+	guestsAtOnce = 8
+	// guestTime bounds what one guest may hold up the sum of all.
+	guestTime = 2 * time.Second
+)
+
+// memoryOfAll is what every VM costs, and the sum.
+func (w *Worker) memoryOfAll(ctx context.Context) (*vmv1.StatsReply, error) {
+	w.mu.Lock()
+	var running []*sandbox
+	for _, s := range w.sandboxes {
+		if s.living() != nil {
+			running = append(running, s)
+		}
+	}
+	w.mu.Unlock()
+	slices.SortFunc(running, func(a, b *sandbox) int { return strings.Compare(a.id, b.id) })
+	all := make([]*vmv1.VMMemory, len(running))
+	var group errgroup.Group
+	group.SetLimit(guestsAtOnce)
+	for i, s := range running {
+		group.Go(func() error {
+			m, err := s.memory()
+			if err != nil {
+				return nil // it has ended meanwhile
+			}
+			asking, cancel := context.WithTimeout(ctx, guestTime)
+			defer cancel()
+			if guest, err := callAgent[agentv1.StatsReply](asking, s, "stats", &agentv1.StatsRequest{}); err == nil {
+				setGuest(m, guest)
+			}
+			all[i] = m
+			return nil
+		})
+	}
+	_ = group.Wait() // none fails
+	reply := &vmv1.StatsReply{Total: &vmv1.VMMemory{Sandbox: "total"}}
+	for _, m := range all {
+		if m != nil {
+			reply.Vms = append(reply.Vms, m)
+			addMemory(reply.Total, m)
+		}
+	}
+	host, err := readFields("/proc/meminfo")
+	if err != nil {
+		return nil, err
+	}
+	reply.HostTotalBytes, reply.HostAvailableBytes = host["MemTotal"], host["MemAvailable"]
+	return reply, nil
+}
+
+// memory is what the sandbox's VM costs, as the host sees it.
+func (s *sandbox) memory() (*vmv1.VMMemory, error) {
+	rec := s.record()
+	m := &vmv1.VMMemory{Sandbox: s.id, Pid: rec.Pid, TrustClass: rec.TrustClass, Mergeable: rec.Mergeable}
+	dir := "/proc/" + strconv.Itoa(int(rec.Pid))
+	sum, err := readFields(dir + "/smaps_rollup")
+	if err != nil {
+		return nil, err
+	}
+	m.RssBytes, m.PssBytes, m.PrivateBytes = sum["Rss"], sum["Pss"], sum["Private_Clean"]+sum["Private_Dirty"]+sum["Private_Hugetlb"]
+	m.AnonymousBytes = sum["Anonymous"]
+	status, err := readFields(dir + "/status")
+	if err != nil {
+		return nil, err
+	}
+	m.PageTablesBytes = status["VmPTE"]
+	m.KsmMergedBytes, m.KsmSavedBytes = mergedByKSM(dir)
+	if m.TemplateSharedBytes, err = templateShared(dir); err != nil {
+		return nil, err
+	}
+	for _, c := range s.memberList() {
+		rec := c.snapshot()
+		m.Containers = append(m.Containers, rec.Ref.GetId())
+		pids := []int32{rec.Relay.GetPid()}
+		for _, x := range rec.Execs {
+			pids = append(pids, x.Relay.GetPid())
+		}
+		for _, pid := range pids {
+			if relay, err := readFields(fmt.Sprintf("/proc/%d/smaps_rollup", pid)); err == nil {
+				m.RelaysPssBytes += relay["Pss"]
+			}
+		}
+	}
+	slices.Sort(m.Containers)
+	m.CostBytes = m.PssBytes + m.PageTablesBytes + m.RelaysPssBytes
+	return m, nil
+}
+
+// mergedByKSM is what KSM has merged of a process, and what that saves: of the pages that all processes have merged,
+// this one has a part of those that are left.
+func mergedByKSM(dir string) (merged, saved uint64) {
+	pages := readNumber(dir + "/ksm_merging_pages")
+	sharing, shared := readNumber("/sys/kernel/mm/ksm/pages_sharing"), readNumber("/sys/kernel/mm/ksm/pages_shared")
+	merged = pages * uint64(os.Getpagesize())
+	if sharing+shared > 0 {
+		saved = uint64(float64(merged) * float64(sharing) / float64(sharing+shared))
+	}
+	return merged, saved
+}
+
+// readNumber reads a file of one number; what is not there is 0.
+func readNumber(path string) uint64 {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseUint(strings.TrimSpace(string(raw)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// templateShared is what a clone still has of its template: of private, writable mappings of a file, as guest memory
+// is where it comes from a template, the pages that are the file's.
+func templateShared(dir string) (uint64, error) {
+	raw, err := os.ReadFile(dir + "/smaps")
+	if err != nil {
+		return 0, fmt.Errorf("read the memory of a VM: %w", err)
+	}
+	var shared, rss uint64
+	ofFile := false
+	for line := range strings.Lines(string(raw)) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) >= 5 && strings.Contains(words[0], "-"): // "start-end rw-p offset device inode path"
+			ofFile = words[1] == "rw-p" && words[4] != "0" && !strings.Contains(line, ".so")
+		case ofFile && words[0] == "Rss:":
+			rss = kib(words)
+		case ofFile && words[0] == "Anonymous:":
+			shared += rss - min(rss, kib(words))
+		}
+	}
+	return shared, nil
+}
+
+func kib(words []string) uint64 {
+	n, err := strconv.ParseUint(words[1], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n << 10
+}
+
+// readFields reads a file in /proc of lines "name: value kB", in bytes.
+func readFields(path string) (map[string]uint64, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("memory of a process: %w", err)
+	}
+	all := map[string]uint64{}
+	for line := range strings.Lines(string(raw)) {
+		name, _, _ := strings.Cut(line, ":")
+		if words := strings.Fields(line); len(words) == 3 && words[2] == "kB" {
+			all[name] = kib(words)
+		}
+	}
+	return all, nil
+}
+
+// setGuest adds what the guest says of itself.
+func setGuest(m *vmv1.VMMemory, guest *agentv1.StatsReply) {
+	m.GuestTotalBytes = guest.GuestTotalBytes
+	m.GuestAvailableBytes = min(guest.GuestAvailableBytes, guest.GuestTotalBytes)
+	m.GuestUsedBytes = m.GuestTotalBytes - m.GuestAvailableBytes
+}
+
+// addMemory adds the numbers of a VM to a sum.
+func addMemory(sum, m *vmv1.VMMemory) {
+	for _, n := range []struct {
+		to   *uint64
+		more uint64
+	}{
+		{&sum.CostBytes, m.CostBytes}, {&sum.RssBytes, m.RssBytes}, {&sum.PssBytes, m.PssBytes}, {&sum.PrivateBytes, m.PrivateBytes},
+		{&sum.TemplateSharedBytes, m.TemplateSharedBytes}, {&sum.KsmMergedBytes, m.KsmMergedBytes}, {&sum.KsmSavedBytes, m.KsmSavedBytes},
+		{&sum.AnonymousBytes, m.AnonymousBytes}, {&sum.PageTablesBytes, m.PageTablesBytes}, {&sum.RelaysPssBytes, m.RelaysPssBytes},
+		{&sum.GuestTotalBytes, m.GuestTotalBytes}, {&sum.GuestAvailableBytes, m.GuestAvailableBytes}, {&sum.GuestUsedBytes, m.GuestUsedBytes},
+	} {
+		*n.to += n.more
+	}
+}
