@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
 	"bulkhead/bus/version"
+	netv1 "bulkhead/proto/net/v1"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/runtime-frontend/bundle"
 )
@@ -69,7 +70,7 @@ func newFeatures(selinux bool) *features.Features {
 // one, or its memory merged with those of another trust class: engines must not
 // let a user choose them.
 func unsafeAnnotations() []string {
-	names := []string{vmv1.AnnotationTrustClass}
+	names := append([]string{vmv1.AnnotationTrustClass}, netv1.Annotations()...)
 	for _, a := range vmv1.PodAnnotations() {
 		names = append(names, a.Kind, a.Sandbox)
 	}

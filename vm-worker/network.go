@@ -68,7 +68,7 @@ func (n *network) settled() bool {
 }
 
 func sameNetwork(a, b *netv1.Attachment) bool {
-	return proto.Equal(a.GetNetwork(), b.GetNetwork()) && len(a.GetNics()) == len(b.GetNics())
+	return proto.Equal(a.GetAttached(), b.GetAttached()) && proto.Equal(a.GetNetwork(), b.GetNetwork()) && len(a.GetNics()) == len(b.GetNics())
 }
 
 // lock waits for the turn to change what the VM has.
@@ -227,10 +227,12 @@ func (n *network) sync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for id := range cards {
-		if linkOf(a, id) != nil {
-			continue
+	for _, l := range a.GetNetwork().GetLinks() {
+		if linkOf(a, l.GetId()) != nil {
+			delete(cards, cardID(a, l.GetId()))
 		}
+	}
+	for id := range cards {
 		if err := vm.DetachNIC(ctx, id); err != nil {
 			return err
 		}
@@ -268,7 +270,7 @@ func linkNames(a *netv1.Attachment) string {
 func (n *network) tell(ctx context.Context, a *netv1.Attachment, cards map[string]string) (problems []string, err error) {
 	req := &agentv1.NetworkRequest{Revision: n.nextRevision(), Network: withCards(a)}
 	for _, l := range req.Network.Links {
-		nic := &agentv1.GuestNic{Link: l.GetId(), Mac: cards[l.GetId()]}
+		nic := &agentv1.GuestNic{Link: l.GetId(), Mac: cards[cardID(a, l.GetId())]}
 		for _, host := range a.GetNics() {
 			if host.GetLink() == l.GetId() {
 				nic.Queues = host.GetQueues()

@@ -6,6 +6,7 @@ package vmworker
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -16,7 +17,14 @@ import (
 	"bulkhead/vm-worker/hypervisor"
 )
 
-// plug gives the VM the cards that it lacks, and returns the addresses of all that it has, by link.
+// cardID names the card of a link. It follows from the attachment too: one that was taken
+// back and made again has other taps, and the cards of the first lead nowhere.
+func cardID(a *netv1.Attachment, link string) string {
+	sum := sha256.Sum256([]byte(a.GetAttached().AsTime().String()))
+	return link + "-" + hex.EncodeToString(sum[:3])
+}
+
+// plug gives the VM the cards that it lacks, and returns the addresses of all that it has, by id.
 // The caller has the turn.
 func (n *network) plug(ctx context.Context, a *netv1.Attachment) (cards map[string]string, err error) {
 	vm := n.s.living()
@@ -34,14 +42,18 @@ func (n *network) plug(ctx context.Context, a *netv1.Attachment) (cards map[stri
 	}
 	for _, nic := range a.GetNics() {
 		link := linkOf(a, nic.GetLink())
-		if link == nil || cards[link.GetId()] != "" {
+		if link == nil {
+			continue
+		}
+		id := cardID(a, link.GetId())
+		if cards[id] != "" {
 			continue
 		}
 		mac := n.cardMAC(link, taken)
-		if err := n.plugOne(ctx, vm, link, mac); err != nil {
+		if err := n.plugOne(ctx, vm, id, link, mac); err != nil {
 			return nil, fmt.Errorf("give the VM %s the interface %s: %w", n.s.id, link.GetName(), err)
 		}
-		cards[link.GetId()] = mac
+		cards[id] = mac
 		taken[mac] = true
 	}
 	return cards, nil
@@ -60,7 +72,7 @@ func (n *network) cardMAC(link *netv1.Link, taken map[string]bool) string {
 }
 
 // plugOne has the queues of a link handed over and gives them to the VM.
-func (n *network) plugOne(ctx context.Context, vm hypervisor.VM, link *netv1.Link, mac string) error {
+func (n *network) plugOne(ctx context.Context, vm hypervisor.VM, id string, link *netv1.Link, mac string) error {
 	token := bus.NewOperationID()
 	reply, err := callNet[netv1.OpenReply](ctx, n.s.w, "open", &netv1.OpenRequest{Sandbox: n.s.id, Link: link.GetId(), Token: token})
 	files, claimErr := n.s.w.handover.Claim(token) // also when the answer was lost: they are ours to close
@@ -80,5 +92,5 @@ func (n *network) plugOne(ctx context.Context, vm hypervisor.VM, link *netv1.Lin
 	if reply.GetVhost() {
 		vhost = files[queues:]
 	}
-	return vm.AttachNIC(ctx, hypervisor.NIC{ID: link.GetId(), MAC: mac, Queues: files[:queues], VHost: vhost})
+	return vm.AttachNIC(ctx, hypervisor.NIC{ID: id, MAC: mac, Queues: files[:queues], VHost: vhost})
 }

@@ -203,6 +203,12 @@ func (w *work) find(nics []*agentv1.GuestNic) error {
 			return fmt.Errorf("the network card %s has gone", nic.GetMac())
 		}
 		w.links[nic.GetLink()] = l
+		if before := w.made.devices[nic.GetLink()]; before != "" && before != canonical(nic.GetMac()) { // the link has another card now
+			if old := findCard(links, before); old != nil {
+				w.retire(old, w.made.addresses[nic.GetLink()])
+			}
+			delete(w.made.addresses, nic.GetLink())
+		}
 		w.made.devices[nic.GetLink()] = canonical(nic.GetMac())
 	}
 	for id, mac := range w.made.devices {

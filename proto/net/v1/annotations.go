@@ -26,6 +26,15 @@ const (
 	annotationAllowedAddresses = "allowed-addresses" // addresses or prefixes, with commas between
 )
 
+// Annotations are the names of all of them.
+func Annotations() []string {
+	var names []string
+	for _, what := range []string{annotationModel, annotationQueues, annotationSpoofing, annotationAllowedMACs, annotationAllowedAddresses} {
+		names = append(names, AnnotationPrefix+what)
+	}
+	return names
+}
+
 // MaxQueues is the most queue pairs that a NIC may have.
 const MaxQueues = 8
 
@@ -83,8 +92,7 @@ func (p *Policy) read(what, value string) error {
 			p.AllowedAddresses = append(p.AllowedAddresses, prefix.String())
 		}
 	default:
-		return fmt.Errorf("there is no such annotation: %s ends with one of %s", AnnotationPrefix,
-			strings.Join([]string{annotationModel, annotationQueues, annotationSpoofing, annotationAllowedMACs, annotationAllowedAddresses}, ", "))
+		return fmt.Errorf("there is no such annotation: there are %s", strings.Join(Annotations(), ", "))
 	}
 	return nil
 }
