@@ -33,15 +33,14 @@ const (
 
 // Deps is what the agent runs with.
 type Deps struct {
-	Log     hclog.Logger
-	Sandbox string
-	Begun   float64 // the guest's uptime when the agent's main began, seconds
+	Log   hclog.Logger
+	Begun float64 // the guest's uptime when the agent's main began, seconds
 }
 
 // agent is the state that the requests share.
 type agent struct {
 	log        hclog.Logger
-	sandbox    string
+	sandbox    string // empty until the host's first greeting; set before any request
 	begun      float64
 	shares     guest.Shares
 	containers *container.Manager
@@ -65,7 +64,7 @@ func Run(ctx context.Context, deps Deps) error {
 	endpoint := stdio.NewEndpoint(stdio.EndpointConfig{Warn: func(channel uint32, err error) {
 		deps.Log.Warn("the host sent a senseless frame", "channel", channel, "error", err)
 	}})
-	a := &agent{log: deps.Log, sandbox: deps.Sandbox, begun: deps.Begun, network: network.New()}
+	a := &agent{log: deps.Log, begun: deps.Begun, network: network.New()}
 	a.containers = container.NewManager(container.Config{
 		Log:         deps.Log,
 		Reaper:      orphans,

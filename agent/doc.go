@@ -4,10 +4,11 @@
 // Package agent is PID 1 of a guest: it prepares the machine, connects to the
 // host over two virtio-serial ports and runs the containers the host asks for.
 //
-// The VM's name comes from the kernel's command line, bulkhead.sandbox=<id>:
-// the agent needs it for its subjects before the host can tell it anything. The
-// port bulkhead.ctl carries a bus connection (bulkhead.agent.v1 on
-// agent.<sandbox>.rpc.<method>), the port bulkhead.io the standard streams.
+// The host tells whose machine it is by the first message of each session
+// (agent.v1.Greeting): a VM that continues from a template learns it when it has
+// long been running. The port bulkhead.ctl then carries a bus connection
+// (bulkhead.agent.v1 on agent.<sandbox>.rpc.<method>), the port bulkhead.io the
+// standard streams.
 //
 // It may import bus and its client-side packages, proto, and the packages
 // below it; never a service. The invariant: the agent outlives everything the

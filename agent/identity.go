@@ -29,6 +29,9 @@ type identity struct {
 func (a *agent) configure(ctx context.Context, req *agentv1.ConfigureRequest) (*agentv1.ConfigureReply, error) {
 	a.identity.mu.Lock()
 	defer a.identity.mu.Unlock()
+	if req.GetVm() != a.sandbox {
+		return nil, bus.Errorf(bus.FailedPrecondition, "this guest is %q already and cannot become %q", a.sandbox, req.GetVm())
+	}
 	who := &agentv1.ConfigureRequest{Vm: req.GetVm(), Hostname: req.GetHostname()}
 	if a.identity.given != nil && !proto.Equal(a.identity.given, who) {
 		return nil, bus.Errorf(bus.FailedPrecondition, "this guest is %q already and cannot become %q", a.identity.given.GetVm(), req.GetVm())

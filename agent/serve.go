@@ -19,13 +19,25 @@ import (
 )
 
 // serveRequests is a bus client over the control port, for ever: the host opens
-// sessions when it likes, and each becomes a connection. It ends with the
+// sessions when it likes, and each becomes a connection. Before the first there is
+// nothing of a bus client: it belongs to a sandbox, and this may become a template. It ends with the
 // context or with the port itself.
 func (a *agent) serveRequests(ctx context.Context, ctl *link.Listener) error {
 	defer ctl.Close()
+	first, err := a.greeted(ctx, ctl)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return fmt.Errorf("the control port failed: %w", err)
+	}
 	dead := make(chan error, 1)
 	dial := func(ctx context.Context) (net.Conn, error) {
-		session, err := ctl.Accept(ctx)
+		if conn := first; conn != nil {
+			first = nil
+			return conn, nil
+		}
+		conn, err := a.greeted(ctx, ctl)
 		if err != nil {
 			// The bus client would try again for ever; a port does not come back.
 			select {
@@ -34,7 +46,7 @@ func (a *agent) serveRequests(ctx context.Context, ctl *link.Listener) error {
 			}
 			return nil, err
 		}
-		return session.NetConn(), nil
+		return conn, nil
 	}
 	nc, err := a.connect(ctx, dial, dead)
 	if err != nil {

@@ -5,6 +5,7 @@ package vmworker
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net"
@@ -106,6 +107,9 @@ func (s *sandbox) serveCtl(ctx context.Context, sess *link.Session) error {
 	if s.tooManySessions() {
 		return s.endMisbehaving(ctx, "the guest was cut from the bus again and again")
 	}
+	if err := bus.Greet(sess, s.greeting()); err != nil {
+		return err
+	}
 	guest := sess.NetConn()
 	defer guest.Close()
 	done := make(chan error, 2)
@@ -125,6 +129,13 @@ func (s *sandbox) serveCtl(ctx context.Context, sess *link.Session) error {
 	guest.Close()
 	pumps.Wait()
 	return err
+}
+
+// greeting says whose machine the guest is. Each session's has randomness of its own.
+func (s *sandbox) greeting() *agentv1.Greeting {
+	entropy := make([]byte, entropyBytes)
+	_, _ = rand.Read(entropy) // never fails: crypto/rand ends the program instead
+	return &agentv1.Greeting{Vm: s.id, Entropy: entropy, UnixNanos: time.Now().UnixNano()}
 }
 
 // endMisbehaving kills a VM whose guest does not stop breaking rules.

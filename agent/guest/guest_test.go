@@ -21,16 +21,16 @@ func TestEveryControllerIsDelegated(t *testing.T) {
 	}
 }
 
-func TestSandboxNameIsFoundOnTheCommandLine(t *testing.T) {
+func TestValuesAreFoundOnTheCommandLine(t *testing.T) {
 	t.Parallel()
 	for line, want := range map[string]string{
-		"quiet bulkhead.sandbox=abc panic=-1\n": "abc",
-		"bulkhead.sandbox=a=b":                  "a=b",
-		"xbulkhead.sandbox=no":                  "",
-		"bulkhead.sandbox=":                     "",
-		"bulkhead.sandbox":                      "",
+		"quiet lsm=abc panic=-1\n": "abc",
+		"lsm=a=b":                  "a=b",
+		"xlsm=no":                  "",
+		"lsm=":                     "",
+		"lsm":                      "",
 	} {
-		if got, ok := commandLineValue(line, "bulkhead.sandbox"); got != want || ok != (want != "") {
+		if got, ok := commandLineValue(line, "lsm"); got != want || ok != (want != "") {
 			t.Errorf("%q: got %q, %v", line, got, ok)
 		}
 	}

@@ -12,6 +12,7 @@ package vmtest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"net"
 	"os"
@@ -106,7 +107,6 @@ func BootMachine(t testing.TB, m Machine) *VM {
 	watch(t, vm.Conn, "exited", vm.exits)
 	ctx, cancel := context.WithCancel(context.Background())
 	begun := time.Now()
-	m.Parameters += " bulkhead.sandbox=" + Sandbox
 	ended := vm.startQEMU(ctx, image, dir, m)
 	vm.ended = ended
 	vm.end = sync.OnceFunc(func() {
@@ -204,6 +204,11 @@ func (vm *VM) serveCtl(ctx context.Context, path string, begun time.Time) {
 		conn, err := net.Dial("unix", filepath.Join(vm.bus.RunDir, "guest.sock"))
 		if err == nil {
 			_, err = fmt.Fprintf(conn, "GUEST %s\n", Sandbox)
+		}
+		if err == nil {
+			entropy := make([]byte, 64)
+			_, _ = rand.Read(entropy) // never fails
+			err = bus.Greet(session, &agentv1.Greeting{Vm: Sandbox, Entropy: entropy, UnixNanos: time.Now().UnixNano()})
 		}
 		if err != nil {
 			vm.t.Error(err)

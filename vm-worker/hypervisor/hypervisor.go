@@ -37,7 +37,8 @@ type Driver interface {
 
 // Spec is what a VM is made of.
 type Spec struct {
-	// ID names the sandbox; it is given to the guest as bulkhead.sandbox=ID.
+	// ID names the sandbox. The guest is not told: nothing of a machine that has
+	// just been started, or cloned, is of one sandbox.
 	ID string
 	// Dir is the VM's own directory, existing, mode 0700.
 	Dir string
@@ -65,6 +66,9 @@ type Spec struct {
 	// Mergeable lets the host merge pages of the guest's memory with equal ones of
 	// other processes (madvise(2), MADV_MERGEABLE).
 	Mergeable bool
+	// From, when set, is the template the VM continues from instead of booting. What
+	// makes up its key must be equal: Driver.Start refuses a template of another key.
+	From Template `json:"-"`
 	// Launched, when set, is called with the complete record after the process
 	// exists and before it runs the hypervisor. Its error stops the launch.
 	Launched func(Record) error `json:"-"`

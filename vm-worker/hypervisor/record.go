@@ -44,17 +44,22 @@ type Record struct {
 	Max               Size        `json:"max"`
 	Kernel            string      `json:"kernel"`
 	Image             string      `json:"image"`
+	Template          string      `json:"template,omitempty"` // key of the one it was started from
 }
 
 // NewRecord is the record of a VM that is about to be launched.
 func NewRecord(driver string, s Spec) Record {
-	return Record{
+	r := Record{
 		ID: s.ID, Driver: driver, Dir: s.Dir,
 		Accelerator: s.Accelerator, AcceleratorReason: s.AcceleratorReason,
 		VCPUs: max(s.VCPUs, 1), MemoryBytes: s.MemoryBytes, BootMemoryBytes: s.MemoryBytes,
 		Max:    Size{max(s.Max.VCPUs, s.VCPUs, 1), max(s.Max.MemoryBytes, s.MemoryBytes)},
 		Kernel: s.Kernel, Image: s.Image,
 	}
+	if s.From != nil {
+		r.Template = s.From.Key()
+	}
+	return r
 }
 
 // Save writes the record into its directory, whole or not at all. It is not

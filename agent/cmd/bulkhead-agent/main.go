@@ -49,11 +49,7 @@ func run(begun float64, log hclog.Logger) error {
 			return err
 		}
 	}
-	sandbox, err := guest.CommandLine("bulkhead.sandbox")
-	if err != nil {
-		return err
-	}
-	err = agent.Run(context.Background(), agent.Deps{Log: log, Sandbox: sandbox, Begun: begun})
+	err := agent.Run(context.Background(), agent.Deps{Log: log, Begun: begun})
 	return errors.Join(errors.New("the agent ended"), err)
 }
 

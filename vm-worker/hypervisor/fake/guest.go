@@ -6,6 +6,7 @@ package fake
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 
@@ -103,6 +104,13 @@ func (g *guest) serveRequests(ctx context.Context, ctl *link.Listener) {
 		session, err := ctl.Accept(ctx)
 		if err != nil {
 			return nil, err
+		}
+		greeting, err := bus.Greeted(session)
+		if err == nil && greeting.Vm != g.sandbox {
+			err = fmt.Errorf("the guest of %s is greeted as %s", g.sandbox, greeting.Vm)
+		}
+		if err != nil {
+			return nil, errors.Join(err, session.Close())
 		}
 		return session.NetConn(), nil
 	}

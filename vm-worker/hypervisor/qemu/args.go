@@ -32,7 +32,7 @@ var sockets = []string{socketQMP, socketConsole, socketCtl, socketIO}
 
 // args is the command line of a VM. Every device is named here: the machine's
 // own extras are switched off, and -nodefaults adds none.
-func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
+func args(binary string, s hypervisor.Spec, imageBytes int64, r ram) []string {
 	a := []string{
 		binary,
 		"-name", "bulkhead-" + s.ID + ",debug-threads=on",
@@ -43,7 +43,7 @@ func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
 		"-no-reboot",
 		// hpet=off lets an idle guest under TCG sleep; the rest is hardware that no
 		// guest of ours has a driver for, and code a hostile one could reach.
-		"-machine", "q35,hpet=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,usb=off,dump-guest-core=off,mem-merge=" + onOff(s.Mergeable),
+		"-machine", "q35,hpet=off,vmport=off,smm=off,sata=off,smbus=off,i8042=off,usb=off,dump-guest-core=off,mem-merge=" + onOff(s.Mergeable) + r.machine(),
 		"-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1",
 		"-m", memory(s, imageBytes),
 		"-smp", processors(s),
@@ -51,7 +51,7 @@ func args(binary string, s hypervisor.Spec, imageBytes int64) []string {
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
 	a = append(a, acceleration(s.Accelerator)...)
-	a = append(a, firmware()...)
+	a = append(a, r.options(s)...)
 	a = append(a, "-kernel", jailKernel, "-append", kernelArgs(s))
 	for i, name := range sockets {
 		a = append(a, "-chardev", fmt.Sprintf("socket,id=%s,fd=%d,server=on,wait=off", name, 3+i))
@@ -110,12 +110,6 @@ func acceleration(a hypervisor.Accelerator) []string {
 // than this, and a smaller buffer is flushed and filled again and again.
 const tbSizeMiB = 32
 
-// firmware is qboot, which does what a PVH start needs and no more: a tenth less
-// work until the guest's init than SeaBIOS (measured under TCG). It hangs on
-// vmgenid, whose address it would have to write back; that device tells a guest
-// that it was cloned, which no guest started here is.
-func firmware() []string { return []string{"-bios", "qboot.rom"} }
-
 // memory leaves room above the guest's RAM for what it may grow by and for the
 // image, which is a memory device; their address space is aligned to a GiB.
 func memory(s hypervisor.Spec, imageBytes int64) string {
@@ -173,7 +167,7 @@ func kernelArgs(s hypervisor.Spec) string {
 		// Added memory is for movable pages, so it can be taken back, as long as there is other memory in proportion: the
 		// descriptors of its own pages need 1/64 of it elsewhere, which a small VM does not have.
 		"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", "dummy.numdummies=0",
-		"init=/sbin/bulkhead-agent", "bulkhead.sandbox=" + s.ID,
+		"init=/sbin/bulkhead-agent",
 	}
 	if n := max(s.VCPUs, 1); present(s) > n {
 		a = append(a, fmt.Sprintf("maxcpus=%d", n)) // that the kernel brings up; the agent can bring up the others

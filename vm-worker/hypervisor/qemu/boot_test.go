@@ -39,8 +39,8 @@ func TestGuestBootsAndAnswersOnBothPorts(t *testing.T) {
 	if _, err := conn.Read(buf); err != nil || string(buf) != "ping" {
 		t.Errorf("the io port gives %q, %v", buf, err)
 	}
-	if got := c.ask("read /proc/cmdline"); !strings.Contains(got, "bulkhead.sandbox="+spec.ID) {
-		t.Errorf("the guest was not told its sandbox: %s", got)
+	if got := c.ask("read /proc/cmdline"); strings.Contains(got, spec.ID) {
+		t.Errorf("the guest's machine is of one sandbox: %s", got)
 	}
 }
 

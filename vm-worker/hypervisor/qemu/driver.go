@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -91,15 +92,23 @@ func (d *Driver) Name() string { return Name }
 func (d *Driver) Start(ctx context.Context, s hypervisor.Spec) (hypervisor.VM, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	v, err := d.start(ctx, s)
+	var from origin
+	if s.From != nil {
+		var err error
+		if from, err = d.cloned(ctx, s); err != nil {
+			return nil, fmt.Errorf("starting vm %s: %w", s.ID, err)
+		}
+		defer from.close()
+	}
+	v, err := d.start(ctx, s, from)
 	if err != nil {
 		return nil, fmt.Errorf("starting vm %s: %w", s.ID, err)
 	}
-	d.log.Info("vm started", "sandbox", s.ID, "pid", v.rec.PID, "accelerator", s.Accelerator)
+	d.log.Info("vm started", "sandbox", s.ID, "pid", v.rec.PID, "accelerator", s.Accelerator, "template", v.rec.Template)
 	return v, nil
 }
 
-func (d *Driver) start(ctx context.Context, s hypervisor.Spec) (_ *vm, err error) {
+func (d *Driver) start(ctx context.Context, s hypervisor.Spec, from origin) (_ *vm, err error) {
 	if err := checkSpec(s); err != nil {
 		return nil, err
 	}
@@ -129,11 +138,15 @@ func (d *Driver) start(ctx context.Context, s hypervisor.Spec) (_ *vm, err error
 		}
 		given = append(given, f)
 	}
+	files := given
+	if from.ram != ramOwn {
+		files = append(slices.Clip(given), from.memory)
+	}
 	stderr, err := newErrorLog()
 	if err != nil {
 		return nil, err
 	}
-	process, err := jail.Start(ctx, preloaded(jailConfig(s, args(binary, s, imageBytes)), d.preload.find(d.binary.release(), d.log)), given, stderr, func(pid int) error {
+	process, err := jail.Start(ctx, preloaded(jailConfig(s, args(binary, s, imageBytes, from.ram)), d.preload.find(d.binary.release(), d.log)), files, stderr, func(pid int) error {
 		if rec.Process, err = hypervisor.FindProcess(pid); err != nil {
 			return err
 		}
@@ -151,7 +164,7 @@ func (d *Driver) start(ctx context.Context, s hypervisor.Spec) (_ *vm, err error
 	hand() // QEMU's alone now: the end of one that cannot start is the end of its sockets
 	// From here on the pidfd stands for the process, as it will for an adopter.
 	_ = process.Release()
-	v, err := d.take(ctx, rec, stderr)
+	v, err := d.take(ctx, rec, stderr, from)
 	if err != nil {
 		_ = rec.KillProcess()
 		_, _ = unix.Wait4(rec.PID, nil, 0, nil)
@@ -168,7 +181,7 @@ func (d *Driver) Adopt(ctx context.Context, rec hypervisor.Record) (hypervisor.V
 	if err != nil {
 		return nil, fmt.Errorf("adopting vm %s: %w", rec.ID, err)
 	}
-	v, err := d.take(ctx, rec, stderr)
+	v, err := d.take(ctx, rec, stderr, origin{})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("adopting vm %s: %w", rec.ID, err), stderr.Close())
 	}

@@ -25,6 +25,9 @@ func TestMain(m *testing.M) {
 	if os.Args[0] == handleOpener {
 		openByHandle()
 	}
+	if os.Args[0] == changer {
+		changeTemplate()
+	}
 	if dir := os.Getenv(starterDir); dir != "" {
 		starter(dir)
 	}

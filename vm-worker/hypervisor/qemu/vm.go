@@ -30,6 +30,7 @@ type vm struct {
 	watched chan struct{} // closed when watch has ended, also by Release
 	unplugs unplugs
 	memory  chan struct{} // capacity 1: the guest has taken or given back memory
+	moved   chan string   // capacity 1: how a migration ended
 
 	mu     sync.Mutex
 	size   hypervisor.Size   // guarded by mu: what rec said at first, and Resize since
@@ -42,10 +43,10 @@ var _ hypervisor.VM = (*vm)(nil)
 
 // take connects to the QEMU of rec and lets its guest run, if it does not yet.
 // It takes stderr over when it succeeds.
-func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.File) (_ *vm, err error) {
+func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.File, from origin) (_ *vm, err error) {
 	v := &vm{
 		rec: rec, stderr: stderr, events: make(chan hypervisor.Event, 16),
-		done: make(chan struct{}), watched: make(chan struct{}), memory: make(chan struct{}, 1),
+		done: make(chan struct{}), watched: make(chan struct{}), memory: make(chan struct{}, 1), moved: make(chan string, 1),
 		size: hypervisor.Size{VCPUs: rec.VCPUs, MemoryBytes: rec.MemoryBytes},
 	}
 	if v.pidfd, err = rec.Pidfd(); err != nil {
@@ -67,14 +68,22 @@ func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.Fil
 		return nil, err
 	}
 	v.console = openConsole(rec.Dir, conn)
+	if from.ram == ramCloned {
+		if err := v.becomeClone(ctx, from); err != nil {
+			return nil, err
+		}
+	}
 	var status struct {
 		Status string `json:"status"`
 	}
 	if err := v.monitor.execute(ctx, "query-status", nil, &status); err != nil {
 		return nil, err
 	}
+	if status.Status == "inmigrate" {
+		return nil, errors.New("its starter died before it had given it the state of its template")
+	}
 	// Prelaunch also when adopted: the starter died between exec and here.
-	if status.Status == "prelaunch" {
+	if status.Status == "prelaunch" || from.ram == ramCloned {
 		if err := v.monitor.execute(ctx, "cont", nil, nil); err != nil {
 			return nil, err
 		}
@@ -187,7 +196,7 @@ func (v *vm) lastWords() string {
 }
 
 // onEvent sorts what QEMU reports, docs of SHUTDOWN, STOP and RESUME in qapi/run-state.json,
-// of MEMORY_DEVICE_SIZE_CHANGE in qapi/machine.json.
+// of MEMORY_DEVICE_SIZE_CHANGE in qapi/machine.json, of MIGRATION in qapi/migration.json.
 func (v *vm) onEvent(e qmpEvent) {
 	switch e.Name {
 	case "STOP":
@@ -198,6 +207,8 @@ func (v *vm) onEvent(e qmpEvent) {
 		v.emit(hypervisor.Event{Kind: hypervisor.EventPanicked})
 	case "DEVICE_DELETED":
 		v.unplugs.happened(deletedDevice(e))
+	case "MIGRATION":
+		v.onMigration(e)
 	case "MEMORY_DEVICE_SIZE_CHANGE":
 		select {
 		case v.memory <- struct{}{}:

@@ -26,14 +26,20 @@ func main() {
 		}
 	}
 	uptime, _ := os.ReadFile("/proc/uptime")
-	_ = os.MkdirAll("/run/share", 0o755)
-	if err := syscall.Mount("share", "/run/share", "9p", 0, "trans=virtio,version=9p2000.L,msize=131072,cache=none"); err != nil {
-		fmt.Printf("mounting the share: %v\n", err)
+	if line, _ := os.ReadFile("/proc/cmdline"); !strings.Contains(string(line), "test.noshare") {
+		if err := mountShare(); err != nil {
+			fmt.Printf("mounting the share: %v\n", err)
+		}
 	}
 	ctl, port := open("bulkhead.ctl"), open("bulkhead.io")
 	go echo(port)
 	fmt.Fprintf(ctl, "ready %s\n", strings.Fields(string(uptime))[0])
 	serve(ctl)
+}
+
+func mountShare() error {
+	_ = os.MkdirAll("/run/share", 0o755)
+	return syscall.Mount("share", "/run/share", "9p", 0, "trans=virtio,version=9p2000.L,msize=131072,cache=none")
 }
 
 // open finds the port by its name.
@@ -173,6 +179,8 @@ func obey(words []string) string {
 	switch arg(0) {
 	case "echo":
 		return strings.Join(words[1:], " ")
+	case "share":
+		err = mountShare()
 	case "read":
 		b, err := os.ReadFile(arg(1))
 		if err != nil {

@@ -1,0 +1,316 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package qemu
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"bulkhead/vm-worker/hypervisor"
+	"bulkhead/vm-worker/jail"
+
+	"golang.org/x/sys/unix"
+)
+
+// templateSpec is a machine whose guest leaves its share alone until it is told to mount it.
+func templateSpec(t testing.TB) hypervisor.Spec {
+	s := newSpec(t)
+	s.KernelArgs = []string{"test.noshare"}
+	s.Max = hypervisor.Size{VCPUs: 2, MemoryBytes: s.MemoryBytes + 2*growthBlock}
+	return s
+}
+
+// makeTemplate makes a template that the test's end gives up.
+func makeTemplate(t testing.TB, d *Driver, s hypervisor.Spec) hypervisor.Template {
+	t.Helper()
+	ready := func(ctx context.Context, v hypervisor.VM) error {
+		conn, err := v.DialCtl(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		defer stop()
+		_, err = conn.Read(make([]byte, 100)) // its first line
+		return err
+	}
+	s.Dir = filepath.Join(s.Dir, "template")
+	if err := os.Mkdir(s.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	made, err := d.MakeTemplate(t.Context(), s, ready)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("made in %s: %d MiB", time.Since(began), made.Bytes()>>20)
+	t.Cleanup(func() { made.Close() })
+	return made
+}
+
+// clone starts a VM from the template in a directory of its own.
+func clone(t testing.TB, d *Driver, s hypervisor.Spec, from hypervisor.Template, name string) hypervisor.VM {
+	t.Helper()
+	s.ID, s.Dir, s.From = s.ID+name, filepath.Join(s.Dir, name), from
+	if err := os.Mkdir(s.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	v, err := d.Start(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { killVM(t, v) })
+	return v
+}
+
+func TestVMsContinueFromATemplate(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	sum := digestOf(t, from)
+	numbers := map[string]bool{}
+	for i := range 3 {
+		began := time.Now()
+		v := clone(t, d, s, from, fmt.Sprint("c", i))
+		c := connect(t, v)
+		if got := c.ask("echo hello"); got != "hello" {
+			t.Fatalf("the clone answers %q", got)
+		}
+		t.Logf("from its start to its first answer %s", time.Since(began))
+		if v.Record().Template != from.Key() {
+			t.Errorf("the record says template %q", v.Record().Template)
+		}
+		// vmgenid alone does this, without a word of the host.
+		number := c.ask("read /proc/sys/kernel/random/uuid")
+		if numbers[number] {
+			t.Errorf("two clones drew the same number %s", number)
+		}
+		numbers[number] = true
+		if got := c.ask("share"); got != "ok" {
+			t.Fatalf("mounting the share: %s", got)
+		}
+		if got := c.ask("list /run/share"); got != "" {
+			t.Errorf("the share holds %q", got)
+		}
+		var kib int
+		if i == 0 { // a clone has the room to grow that its template had
+			if err := v.Resize(t.Context(), hypervisor.Size{VCPUs: 2, MemoryBytes: s.Max.MemoryBytes}); err != nil {
+				t.Error(err)
+			}
+			if _, err := fmt.Sscanf(c.ask("read /proc/meminfo"), "MemTotal: %d kB", &kib); err != nil || kib < 300<<10 {
+				t.Errorf("the clone has %d KiB, %v", kib, err)
+			}
+		}
+	}
+	if digestOf(t, from) != sum {
+		t.Error("the template is another after VMs have run from it")
+	}
+}
+
+func TestACloneOutlivesItsTemplateAndItsStarter(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	v := clone(t, d, s, from, "c")
+	c := connect(t, v)
+	if got := c.ask("echo hello"); got != "hello" {
+		t.Fatalf("the clone answers %q", got)
+	}
+	c.conn.Close()
+	rec := v.Record()
+	v.Release()
+	if err := from.Close(); err != nil { // the VM does not need it any more
+		t.Error(err)
+	}
+	again, err := New(Options{}).Adopt(t.Context(), rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { killVM(t, again) })
+	if got := connect(t, again).ask("echo again"); got != "again" {
+		t.Errorf("the adopted clone answers %q", got)
+	}
+}
+
+func TestATemplateOfOtherContentsIsNotUsed(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	for name, change := range map[string]func(*hypervisor.Spec){
+		"image": func(s *hypervisor.Spec) {
+			image, err := os.ReadFile(s.Image)
+			if err != nil {
+				t.Fatal(err)
+			}
+			image[len(image)-1]++ // also of the same length
+			s.Image += ".other"
+			if err := os.WriteFile(s.Image, image, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"memory":       func(s *hypervisor.Spec) { s.MemoryBytes += 1 << 20 },
+		"room":         func(s *hypervisor.Spec) { s.Max.MemoryBytes += growthBlock },
+		"processors":   func(s *hypervisor.Spec) { s.VCPUs++ },
+		"command line": func(s *hypervisor.Spec) { s.KernelArgs = append(s.KernelArgs, "lsm=selinux") },
+	} {
+		other := s
+		change(&other)
+		other.Dir, other.From = t.TempDir(), from
+		v, err := d.Start(t.Context(), other)
+		if err == nil {
+			killVM(t, v)
+		}
+		if !errors.Is(err, hypervisor.ErrTemplateGone) {
+			t.Errorf("with another %s the start says %v", name, err)
+		}
+	}
+	same := s
+	same.ID, same.Mergeable = "other", true
+	if key, err := d.TemplateKey(t.Context(), same); err != nil || key != from.Key() {
+		t.Errorf("what is the VM's own has changed the key: %v", err)
+	}
+	if err := from.Close(); err != nil {
+		t.Error(err)
+	}
+	s.Dir, s.From = t.TempDir(), from
+	if _, err := d.Start(t.Context(), s); !errors.Is(err, hypervisor.ErrTemplateGone) {
+		t.Errorf("with a template that was given up the start says %v", err)
+	}
+}
+
+func TestATemplateThatIsNeverReadyLeavesNothing(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{}), templateSpec(t)
+	pid := 0
+	s.Launched = func(rec hypervisor.Record) error { pid = rec.PID; return nil }
+	never := errors.New("not ready")
+	if _, err := d.MakeTemplate(t.Context(), s, func(context.Context, hypervisor.VM) error { return never }); !errors.Is(err, never) {
+		t.Errorf("the making says %v", err)
+	}
+	if _, err := hypervisor.FindProcess(pid); !errors.Is(err, hypervisor.ErrGone) {
+		t.Errorf("process %d is left: %v", pid, err)
+	}
+}
+
+// changer is argv[0] of this program in a jail, with QEMU's rights.
+const changer = "/change-template"
+
+// changeTemplate does to the template on descriptor 4 what a QEMU that was taken over could try, and tells on
+// descriptor 3 what succeeded.
+func changeTemplate() {
+	out := os.NewFile(3, "out")
+	report := func(what string, err error) {
+		if err == nil {
+			fmt.Fprintln(out, what)
+		}
+	}
+	again, err := unix.Open("/proc/self/fd/4", unix.O_RDWR, 0) // as QEMU does
+	if err != nil {
+		fmt.Fprintln(out, "opening it for writing is refused, which this test does not know")
+	}
+	for _, fd := range []int{4, again} {
+		_, err = unix.Pwrite(fd, []byte("x"), 0)
+		report("write", err)
+		report("shorten", unix.Ftruncate(fd, 4096))
+		report("lengthen", unix.Ftruncate(fd, 1<<40))
+		report("punch a hole", unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 0, 4096))
+		report("zero", unix.Fallocate(fd, unix.FALLOC_FL_ZERO_RANGE, 0, 4096))
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, 0)
+		report("change its seals", err)
+		_, err = unix.Mmap(fd, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		report("map it shared for writing", err)
+		if shared, err := unix.Mmap(fd, 0, 4096, unix.PROT_READ, unix.MAP_SHARED); err == nil {
+			report("make its mapping writable", unix.Mprotect(shared, unix.PROT_READ|unix.PROT_WRITE))
+			report("remove pages by a mapping", unix.Madvise(shared, unix.MADV_REMOVE))
+		}
+	}
+	own, err := unix.Mmap(again, 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
+	if err != nil {
+		fmt.Fprintln(out, "mapping it privately fails:", err)
+	} else {
+		own[0]++ // its own page
+	}
+	os.Exit(0)
+}
+
+func TestACloneCannotChangeItsTemplate(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	sum := digestOf(t, from)
+	files, err := from.(*template).open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files.close()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, file := range map[string]*os.File{"memory": files.memory, "state": files.state} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := jailConfig(s, []string{changer})
+		c.Root = t.TempDir()
+		c.Binds = append(c.Binds, jail.Bind{Source: self, Target: changer})
+		p, err := jail.Start(t.Context(), c, []*os.File{w, file}, os.Stderr, nil)
+		w.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		done, readErr := io.ReadAll(r)
+		r.Close()
+		status, err := p.Wait()
+		if err != nil || readErr != nil || !status.Success() {
+			t.Fatal(status, err, readErr)
+		}
+		if len(done) > 0 {
+			t.Errorf("with QEMU's rights, this can be done to the %s of a template:\n%s", what, done)
+		}
+	}
+	if digestOf(t, from) != sum {
+		t.Error("the template has changed")
+	}
+}
+
+// digestOf is that of a template's memory.
+func digestOf(t testing.TB, from hypervisor.Template) [sha256.Size]byte {
+	t.Helper()
+	files, err := from.(*template).open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer files.close()
+	h := sha256.New()
+	if _, err := io.Copy(h, files.memory); err != nil {
+		t.Fatal(err)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+func BenchmarkClone(b *testing.B) {
+	d, s := New(Options{}), templateSpec(b)
+	from := makeTemplate(b, d, s)
+	i := 0
+	for b.Loop() {
+		i++
+		v := clone(b, d, s, from, fmt.Sprint("c", i))
+		if got := connect(b, v).ask("echo hello"); !strings.HasPrefix(got, "hello") {
+			b.Fatal(got)
+		}
+		b.StopTimer()
+		killVM(b, v)
+		b.StartTimer()
+	}
+}
