@@ -87,7 +87,7 @@ func (w *Worker) reserve(ctx context.Context, p *plan, cancel context.CancelCaus
 	if err != nil {
 		return nil, false, err
 	}
-	sb, err := w.sandboxFor(p)
+	sb, err := w.sandboxFor(ctx, p)
 	if err != nil {
 		return nil, false, err
 	}
@@ -122,7 +122,7 @@ func (p *plan) rootfs() (string, error) {
 
 // sandboxFor returns the sandbox a container goes into: the one whose namespaces
 // it shares, or a new one. The caller holds w.mu.
-func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
+func (w *Worker) sandboxFor(ctx context.Context, p *plan) (*sandbox, error) {
 	at, err := w.placeLocked(p.req.Ref, p.spec.Annotations, p.req.Joined)
 	if err != nil {
 		return nil, err
@@ -136,6 +136,9 @@ func (w *Worker) sandboxFor(p *plan) (*sandbox, error) {
 	}
 	if running := w.runningLocked(); running >= w.cfg.MaxVMs {
 		return nil, bus.Errorf(bus.ResourceExhausted, "this host already runs %d VMs, the most that [vm] max_vms allows", running)
+	}
+	if s := w.useStock(ctx, p); s != nil {
+		return s, nil
 	}
 	return w.newSandbox(&vmv1.Sandbox{
 		Id: newSandboxID(), Created: timestamppb.Now(), Selinux: p.labelled(), MountLabels: []string{p.mountLabel},
@@ -194,7 +197,7 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 	if err != nil {
 		return err
 	}
-	if vm := s.living(); vm != nil { // a further container of a pod
+	if vm := s.living(); vm != nil && !c.owns() { // a further container of a pod
 		undo.did("make container in a shared VM", func(ctx context.Context) error {
 			if !s.alive() {
 				return nil
@@ -207,7 +210,7 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 		if err := s.fit(ctx); err != nil { // undone by abort, when the container has left
 			return err
 		}
-	} else if err := s.bootWithNetwork(ctx, p, network, cg.ProcsPaths(), undo); err != nil {
+	} else if err := s.bootWithNetwork(ctx, p, network, cg, undo); err != nil {
 		return err
 	}
 	if err := c.attachMounts(ctx, p, handed); err != nil {

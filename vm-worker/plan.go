@@ -26,6 +26,8 @@ type plan struct {
 	req      *vmv1.CreateRequest
 	key      string
 	spec     *specs.Spec
+	from     hypervisor.Template      // what its VM continues from; nil: it boots
+	whyBoot  error                    // then, why
 	joins    []*agentv1.NamespaceJoin // set with the VM that it shares
 	size     hypervisor.Size          // of a VM for this container alone
 	room     hypervisor.Size          // what that VM may grow to

@@ -35,6 +35,7 @@ type host struct {
 	bus    *bustest.Bus
 	conn   *bus.Conn
 	driver *observed
+	stock  *templating // nil: the hypervisor has no templates
 	cfg    config.VM
 
 	cgroups string // where the containers have their host cgroups
@@ -115,11 +116,15 @@ func (h *host) vms() []int {
 func (h *host) serve() {
 	h.t.Helper()
 	conn := h.bus.Dial("vm-worker", bus.Persistent())
+	var driver hypervisor.Driver = h.driver
+	if h.stock != nil {
+		driver = h.stock
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	serving, ended := make(chan struct{}), make(chan error, 1)
 	go func() {
 		ended <- vmworker.Run(ctx, vmworker.Deps{
-			Conn: conn, RunDir: h.bus.RunDir, Config: h.cfg, Driver: h.driver, Log: bustest.Log(h.t),
+			Conn: conn, RunDir: h.bus.RunDir, Config: h.cfg, Driver: driver, Log: bustest.Log(h.t),
 			Version: "0.0.1", Serving: func() { _ = conn.NATS().Flush(); close(serving) },
 		})
 	}()

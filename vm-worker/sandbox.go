@@ -7,15 +7,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	netv1 "bulkhead/proto/net/v1"
 	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hostcgroup"
 	"bulkhead/vm-worker/hypervisor"
 	"bulkhead/vm-worker/router"
 )
@@ -50,6 +53,7 @@ type sandbox struct {
 	members     map[string]*container // containers that need the VM, by key
 	closing     bool                  // nobody may join any more: the VM is being ended
 	removed     bool                  // records are no longer written
+	pooled      bool                  // no container has it yet
 	sessions    []time.Time           // when the guest's recent sessions, on both channels, began
 }
 
@@ -114,49 +118,23 @@ func (s *sandbox) phase(name string, since time.Time) {
 	s.rec.Phases[name] = durationpb.New(time.Since(since))
 }
 
-// boot starts the VM and returns when its agent has its identity.
-func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo *saga) error {
-	w := s.w
-	accel, reason, err := w.accelerator()
-	if err != nil {
-		return err
-	}
-	err = s.update(ctx, func(rec *vmv1.Sandbox) {
-		rec.State = "starting"
-		rec.Hypervisor = w.driver.Name()
-		rec.Accelerator, rec.AcceleratorReason = string(accel), reason
-		rec.Vcpus, rec.MemoryBytes = p.size.VCPUs, p.size.MemoryBytes
-	})
-	if err != nil {
-		return err
-	}
-	w.event(ctx, "sandbox", s.id, "starting", map[string]string{"accelerator": string(accel), "reason": reason})
-
+// boot starts the VM, or takes it as it comes from the pool, and returns when its
+// agent has its identity.
+func (s *sandbox) boot(ctx context.Context, p *plan, cg *hostcgroup.Cgroup, undo *saga) error {
 	started := time.Now()
-	vm, err := w.driver.Start(ctx, hypervisor.Spec{
-		ID: s.id, Dir: w.store.sandboxDir(s.id),
-		Kernel: w.cfg.Kernel, Image: w.cfg.Image,
-		VCPUs: p.size.VCPUs, MemoryBytes: p.size.MemoryBytes, Max: p.room,
-		Accelerator: accel, AcceleratorReason: reason,
-		CgroupProcs: cgroupProcs,
-		OOMScoreAdj: p.oomScoreAdj,
-		Mergeable:   s.record().Mergeable,
-		KernelArgs:  s.kernelArgs(),
-	})
-	if err != nil {
-		return err
+	var err error
+	if s.machine() != nil {
+		err = s.settleIn(ctx, p, cg, undo)
+	} else {
+		err = s.start(ctx, p, cg.ProcsPaths(), undo)
 	}
-	s.phase("vm_spawn", started)
-	s.adoptVM(vm)
-	undo.did("start vm "+s.id, func(ctx context.Context) error {
-		defer s.endLinks()
-		return s.kill(ctx, "the creation of its container was undone")
-	})
-
-	if err := s.awaitReady(ctx, vm); err != nil {
+	if err != nil {
 		return err
 	}
 	s.phase("agent_ready", started)
+	if err := s.grow(ctx, p); err != nil {
+		return err
+	}
 	if err := s.configure(ctx, p); err != nil {
 		return err
 	}
@@ -169,12 +147,12 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cgroupProcs []string, undo 
 		return err
 	}
 	rec := s.record()
-	w.event(ctx, "sandbox", s.id, "running", map[string]string{"kernel": rec.Kernel, "pid": itoa(rec.Pid)})
+	s.w.event(ctx, "sandbox", s.id, "running", map[string]string{"kernel": rec.Kernel, "pid": itoa(rec.Pid)})
 	return nil
 }
 
 // bootWithNetwork starts the VM and wires it to the network of its first container meanwhile.
-func (s *sandbox) bootWithNetwork(ctx context.Context, p *plan, ns *netv1.Namespace, cgroupProcs []string, undo *saga) error {
+func (s *sandbox) bootWithNetwork(ctx context.Context, p *plan, ns *netv1.Namespace, cg *hostcgroup.Cgroup, undo *saga) error {
 	if err := s.keepNetwork(ctx, p, ns); err != nil {
 		return err
 	}
@@ -182,7 +160,7 @@ func (s *sandbox) bootWithNetwork(ctx context.Context, p *plan, ns *netv1.Namesp
 	defer stop(nil)
 	network := s.network.begin(ctx, stop)
 	undo.did("attach the network", network.undo)
-	err := s.boot(ctx, p, cgroupProcs, undo)
+	err := s.boot(ctx, p, cg, undo)
 	if err != nil {
 		stop(err)
 	}
@@ -199,6 +177,147 @@ func (s *sandbox) bootWithNetwork(ctx context.Context, p *plan, ns *netv1.Namesp
 	s.phase("network", began)
 	s.w.tasks.Go(s.network.follow)
 	return nil
+}
+
+// start starts a VM from its template, or boots it, and waits for its agent.
+func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string, undo *saga) error {
+	w := s.w
+	accel, reason, err := w.accelerator()
+	if err != nil {
+		return err
+	}
+	spec := hypervisor.Spec{
+		Kernel: w.cfg.Kernel, Image: w.cfg.Image,
+		VCPUs: p.size.VCPUs, MemoryBytes: p.size.MemoryBytes, Max: p.room,
+		Accelerator: accel, AcceleratorReason: reason,
+		KernelArgs: kernelArgs(s.record().Selinux),
+	}
+	origin, key, why := "boot", "", ""
+	if p.from != nil {
+		origin, key = "template", p.from.Key()
+	} else if p.whyBoot != nil {
+		why = p.whyBoot.Error()
+	}
+	err = s.update(ctx, func(rec *vmv1.Sandbox) {
+		rec.State = "starting"
+		rec.Hypervisor = w.driver.Name()
+		rec.Accelerator, rec.AcceleratorReason = string(accel), reason
+		rec.Vcpus, rec.MemoryBytes = p.size.VCPUs, p.size.MemoryBytes
+		rec.Origin, rec.OriginReason, rec.Template = origin, why, key
+	})
+	if err != nil {
+		return err
+	}
+	w.event(ctx, "sandbox", s.id, "starting", map[string]string{
+		"accelerator": string(accel), "reason": reason, "origin": origin, "origin_reason": why,
+	})
+	w.log.Debug("vm starts", "sandbox", s.id, "origin", origin, "reason", why)
+
+	started := time.Now()
+	vm, err := s.launch(ctx, p, spec, cgroupProcs)
+	if err != nil {
+		return err
+	}
+	s.phase("vm_spawn", started)
+	s.adoptVM(vm)
+	s.undoStart(undo)
+	if err := s.awaitReady(ctx, vm); err != nil {
+		if p.from != nil {
+			w.stock.templates.distrust(ctx, p.from, err)
+		}
+		return err
+	}
+	return nil
+}
+
+// launch starts the hypervisor: from the plan's template, or, without one or when that fails, as
+// spec says.
+func (s *sandbox) launch(ctx context.Context, p *plan, spec hypervisor.Spec, cgroupProcs []string) (hypervisor.VM, error) {
+	w := s.w
+	own := func(spec hypervisor.Spec) hypervisor.Spec {
+		spec.ID, spec.Dir = s.id, w.store.sandboxDir(s.id)
+		spec.CgroupProcs, spec.OOMScoreAdj, spec.Mergeable = cgroupProcs, p.oomScoreAdj, s.record().Mergeable
+		return spec
+	}
+	if p.from == nil {
+		return w.driver.Start(ctx, own(spec))
+	}
+	clone, err := w.clone(p)
+	if err != nil {
+		return nil, err
+	}
+	vm, err := w.driver.Start(ctx, own(clone))
+	if err == nil {
+		w.stock.templates.cloned(p.from)
+		return vm, nil
+	}
+	if ctx.Err() != nil {
+		return nil, err
+	}
+	w.stock.templates.distrust(ctx, p.from, err)
+	w.log.Warn("the VM boots, as it could not be started from its template", "sandbox", s.id, "error", err)
+	p.from = nil
+	if err := s.update(ctx, func(rec *vmv1.Sandbox) {
+		rec.Origin, rec.OriginReason, rec.Template = "boot", err.Error(), ""
+	}); err != nil {
+		return nil, err
+	}
+	return w.driver.Start(ctx, own(spec))
+}
+
+// settleIn makes a VM of the pool that of its first container: it moves into its cgroup, and is
+// from then on the first to die with it.
+func (s *sandbox) settleIn(ctx context.Context, p *plan, cg *hostcgroup.Cgroup, undo *saga) error {
+	s.undoStart(undo)
+	rec := s.record()
+	err := s.update(ctx, func(rec *vmv1.Sandbox) { rec.State = "starting" })
+	if err != nil {
+		return err
+	}
+	s.w.event(ctx, "sandbox", s.id, "starting", map[string]string{
+		"accelerator": rec.Accelerator, "reason": rec.AcceleratorReason, "origin": rec.Origin,
+	})
+	if err := cg.Enter(int(rec.Pid)); err != nil {
+		return fmt.Errorf("move a VM of the pool into the cgroup of its container: %w", err)
+	}
+	if p.oomScoreAdj == nil {
+		return nil
+	}
+	err = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", rec.Pid), []byte(itoa(int32(*p.oomScoreAdj))), 0)
+	// As in the jail: lowering it takes CAP_SYS_RESOURCE, which hosts in containers lack.
+	if err != nil && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("set oom_score_adj of a VM of the pool: %w", err)
+	}
+	return nil
+}
+
+func (s *sandbox) undoStart(undo *saga) {
+	undo.did("start vm "+s.id, func(ctx context.Context) error {
+		defer s.endLinks()
+		return s.kill(ctx, "the creation of its container was undone")
+	})
+}
+
+// grow gives a VM that began as its template what the plan needs beyond that.
+func (s *sandbox) grow(ctx context.Context, p *plan) error {
+	if p.from == nil {
+		return nil
+	}
+	vm := s.machine()
+	has := vm.Record()
+	if p.size.VCPUs <= has.VCPUs && p.size.MemoryBytes <= has.MemoryBytes {
+		return s.update(ctx, func(rec *vmv1.Sandbox) { rec.Vcpus = p.size.VCPUs })
+	}
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, resizeTime)
+	defer cancel()
+	if err := vm.Resize(ctx, larger(p.size, hypervisor.Size{VCPUs: has.VCPUs, MemoryBytes: has.MemoryBytes})); err != nil {
+		return fmt.Errorf("give the VM what its container needs: %w", err)
+	}
+	s.phase("vm_grow", began)
+	return s.update(ctx, func(rec *vmv1.Sandbox) {
+		rec.Vcpus, rec.MemoryBytes = p.size.VCPUs, vm.Record().MemoryBytes
+	})
 }
 
 // adoptVM takes a running VM into the sandbox and begins to serve its guest.

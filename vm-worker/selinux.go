@@ -15,8 +15,8 @@ import (
 
 // kernelArgs switch SELinux on in the guest of a container that has a label: the agent loads the policy of its image.
 // Other guests boot without, which is quicker.
-func (s *sandbox) kernelArgs() []string {
-	if !s.record().Selinux {
+func kernelArgs(selinux bool) []string {
+	if !selinux {
 		return nil
 	}
 	return []string{"lsm=selinux", "enforcing=1"}

@@ -49,6 +49,7 @@ type Worker struct {
 	store    *store
 	ops      *bus.Operations
 	handover *share.Server
+	stock    *stock
 
 	accelOnce   sync.Once
 	accel       hypervisor.Accelerator
@@ -89,6 +90,7 @@ func Run(ctx context.Context, d Deps) error {
 	}
 	w.tasks.Go(w.watchHostMounts)
 	w.tasks.Go(w.followNetworks)
+	w.stock.begin()
 	svc, err := w.serve(ctx, d.Version)
 	if err != nil {
 		return err
@@ -128,6 +130,7 @@ func newWorker(ctx context.Context, d Deps) (*Worker, error) {
 		containers: map[string]*container{},
 		sandboxes:  map[string]*sandbox{},
 	}
+	w.stock = w.newStock()
 	w.life, w.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	w.stopping = w.life.Done()
 	w.tasks.Go(w.keepPublished)
@@ -168,6 +171,7 @@ func (w *Worker) serve(ctx context.Context, version string) (*bus.Service, error
 		bus.Handle(svc, "pause", w.pause),
 		bus.Handle(svc, "resume", w.resume),
 		bus.Handle(svc, "stats", w.stats),
+		bus.Handle(svc, "pool", w.describePool),
 	)
 	if err != nil {
 		return nil, errors.Join(err, svc.Stop(ctx))
@@ -179,6 +183,7 @@ func (w *Worker) serve(ctx context.Context, version string) (*bus.Service, error
 func (w *Worker) close() {
 	w.endLife()
 	w.stopHandover()
+	w.stock.close()
 	w.mu.Lock()
 	sandboxes := make([]*sandbox, 0, len(w.sandboxes))
 	for _, s := range w.sandboxes {
@@ -218,7 +223,7 @@ func (w *Worker) detail() string {
 func (w *Worker) runningLocked() int {
 	running := 0
 	for _, s := range w.sandboxes {
-		if !s.stopped() {
+		if !s.stopped() && !s.spare() {
 			running++
 		}
 	}

@@ -157,7 +157,7 @@ func TestPhases(t *testing.T) {
 }
 
 func TestAgentThatCannotGoOnPowersOff(t *testing.T) {
-	const want = "TBD"
+	const want = "reading the agent's SELinux domain"
 	if got := vmtest.RunToEnd(t, "lsm=selinux selinux=0"); !strings.Contains(got, want) || strings.Contains(got, "Kernel panic") {
 		t.Errorf("the console says:\n%s\nwant %q and no panic", got, want)
 	}

@@ -64,6 +64,8 @@ type VM struct {
 	BootTimeout Duration `toml:"boot_timeout"` // from the start of QEMU to the agent's first word
 	MaxVMs      int      `toml:"max_vms"`      // more are refused
 	MergeClass  string   `toml:"merge_class"`  // the one trust class whose VMs' memory the host may merge; empty: none
+	Templates   bool     `toml:"templates"`    // VMs continue from a guest that was booted once
+	Pool        int      `toml:"pool"`         // VMs that stand ready
 	SELinux     bool     `toml:"selinux"`      // SELinux labels of containers are applied in the guest, else refused
 }
 
@@ -117,6 +119,8 @@ func Default() *Config {
 			VCPUs:       1,
 			BootTimeout: Duration{60 * time.Second},
 			MaxVMs:      128,
+			Templates:   true,
+			Pool:        1,
 			MergeClass:  "default",
 			SELinux:     true,
 		},

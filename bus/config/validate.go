@@ -76,6 +76,10 @@ func (v *VM) problems() []error {
 	if !classPattern.MatchString(v.MergeClass) {
 		bad.add("[vm] merge_class %q must be the name of a trust class, at most 63 characters of A-Z a-z 0-9 _ . -, or empty", v.MergeClass)
 	}
+	bad.between("[vm] pool", v.Pool, 0, 1<<10)
+	if v.Pool > 0 && !v.Templates {
+		bad.add("[vm] pool %d needs templates = true: its VMs continue from a template", v.Pool)
+	}
 	if v.BootTimeout.Duration <= 0 {
 		bad.add("[vm] boot_timeout %q must be more than nothing", v.BootTimeout)
 	}

@@ -10,20 +10,22 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"bulkhead/bus"
+	vmv1 "bulkhead/proto/vm/v1"
 )
 
 // variant is a way in which a container's VM comes to be.
 type variant struct {
 	name   string
 	config string // lines of the section [vm] that leave this way alone; empty: the default
-	absent string // why this version has none of it; empty: it has
 }
 
 // The default configuration is the one whose name has no lines.
 var variants = []variant{
-	{name: "run_true_cold"},
-	{name: "run_true_template", absent: "this version has no templates"},
-	{name: "run_true_pool", absent: "this version has no warm pool"},
+	{name: "run_true_cold", config: "templates = false\npool = 0"},
+	{name: "run_true_template", config: "pool = 0"},
+	{name: "run_true_pool"},
 }
 
 // measureRun takes the life of a container whose program ends at once.
@@ -31,16 +33,15 @@ func measureRun(ctx context.Context, b *bench) error {
 	type run struct {
 		name string
 		rt   *runtime
+		conn *bus.Conn // nil: none of bulkhead's
 	}
 	var runs []run
 	for _, v := range variants {
 		wanted := b.only.MatchString(v.name) || v.config == "" && slices.ContainsFunc(partNames, b.only.MatchString)
 		switch {
 		case b.bulkhead == nil || !wanted:
-		case v.absent != "":
-			b.results.leaveOut(v.name, v.absent)
 		case v.config == "":
-			runs = append(runs, run{v.name, b.bulkhead})
+			runs = append(runs, run{v.name, b.bulkhead, b.conn})
 		default:
 			in, err := b.startDaemon(ctx, strings.TrimPrefix(v.name, "run_true_"), v.config)
 			if err != nil {
@@ -49,24 +50,50 @@ func measureRun(ctx context.Context, b *bench) error {
 			if err := b.warm(ctx, in.runtime); err != nil {
 				return err
 			}
-			runs = append(runs, run{v.name, in.runtime})
+			runs = append(runs, run{v.name, in.runtime, in.conn})
 		}
 	}
 	for _, rt := range b.runtimes(slices.Concat(runNames, partNames)...) {
 		if rt != b.bulkhead {
-			runs = append(runs, run{twin(rt.prefix, runNames[0]), rt})
+			runs = append(runs, run{twin(rt.prefix, runNames[0]), rt, nil})
 		}
 	}
 	n := b.samples(30)
 	for i := range n {
 		for _, r := range runs {
 			b.progress("%s %d/%d", r.name, i+1, n)
+			if r.conn != nil {
+				if err := awaitStock(ctx, r.conn); err != nil {
+					return err
+				}
+			}
 			if err := b.runOnce(ctx, r.rt, r.name, fmt.Sprintf("run-%d", i)); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// awaitStock waits until what the daemon keeps ready is ready.
+func awaitStock(ctx context.Context, conn *bus.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, daemonTime)
+	defer cancel()
+	for {
+		stock, err := bus.Call[vmv1.PoolReply](ctx, conn, conn.Subject("vm", "pool"), &vmv1.PoolRequest{})
+		if err != nil {
+			return err
+		}
+		making := slices.ContainsFunc(stock.Templates, func(t *vmv1.Template) bool { return t.State == "making" })
+		if stock.Ready >= stock.Target && !making {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the pool does not fill: %s", stock.Waiting)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // runOnce takes one life. Its parts are kept of the runtimes that have parts, and of

@@ -259,15 +259,20 @@ func newIdle(t *testing.T, h *host.Host) func() error {
 	}
 }
 
-// traces are the VMs, relays and files of a host.
+// traces are the VMs, relays and files of a host, but for the VMs that no container has.
 func traces(h *host.Host) ([]string, error) {
 	processes, err := ground.Processes()
 	if err != nil {
 		return nil, err
 	}
+	spare, spareProcesses := h.Spare()
 	all, err := h.VMFiles()
+	all = slices.DeleteFunc(all, func(file string) bool { return slices.Contains(spare, file) })
 	for _, binary := range []string{"qemu-", "bulkhead-relay"} {
 		for _, found := range host.Named(processes, binary) {
+			if slices.Contains(spareProcesses, found.PID) {
+				continue
+			}
 			all = append(all, "process "+found.String())
 		}
 	}

@@ -559,7 +559,7 @@ func (x *Container) GetFollowed() []*Followed {
 type Sandbox struct {
 	state             protoimpl.MessageState          `protogen:"open.v1"`
 	Id                string                          `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	State             string                          `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`                                                  // starting, running, stopped
+	State             string                          `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`                                                  // starting, pooled (of no container yet), running, stopped
 	Hypervisor        string                          `protobuf:"bytes,3,opt,name=hypervisor,proto3" json:"hypervisor,omitempty"`                                        // qemu-q35, fake
 	Accelerator       string                          `protobuf:"bytes,4,opt,name=accelerator,proto3" json:"accelerator,omitempty"`                                      // kvm, tcg
 	AcceleratorReason string                          `protobuf:"bytes,5,opt,name=accelerator_reason,json=acceleratorReason,proto3" json:"accelerator_reason,omitempty"` // why that accelerator, in a sentence
@@ -574,6 +574,9 @@ type Sandbox struct {
 	EndReason         string                          `protobuf:"bytes,14,opt,name=end_reason,json=endReason,proto3" json:"end_reason,omitempty"`                                                    // why it stopped
 	Network           *v1.Namespace                   `protobuf:"bytes,20,opt,name=network,proto3" json:"network,omitempty"`                                                                         // the network namespace on the host of which its guest has the network
 	NetworkPolicy     *v1.Policy                      `protobuf:"bytes,21,opt,name=network_policy,json=networkPolicy,proto3" json:"network_policy,omitempty"`                                        // as its first container asked
+	Origin            string                          `protobuf:"bytes,30,opt,name=origin,proto3" json:"origin,omitempty"`                                                                           // how its VM came to be: boot, template, pool
+	OriginReason      string                          `protobuf:"bytes,31,opt,name=origin_reason,json=originReason,proto3" json:"origin_reason,omitempty"`                                           // why it had to boot, in a sentence
+	Template          string                          `protobuf:"bytes,32,opt,name=template,proto3" json:"template,omitempty"`                                                                       // key of the template it continued from
 	Selinux           bool                            `protobuf:"varint,40,opt,name=selinux,proto3" json:"selinux,omitempty"`                                                                        // the guest enforces an SELinux policy: its first container asked for a label
 	TrustClass        string                          `protobuf:"bytes,50,opt,name=trust_class,json=trustClass,proto3" json:"trust_class,omitempty"`                                                 // who chose the class chose the VMs whose memory the host may share with this one's
 	Mergeable         bool                            `protobuf:"varint,51,opt,name=mergeable,proto3" json:"mergeable,omitempty"`                                                                    // the host may merge its memory with that of other VMs of its class (KSM)
@@ -722,6 +725,27 @@ func (x *Sandbox) GetNetworkPolicy() *v1.Policy {
 		return x.NetworkPolicy
 	}
 	return nil
+}
+
+func (x *Sandbox) GetOrigin() string {
+	if x != nil {
+		return x.Origin
+	}
+	return ""
+}
+
+func (x *Sandbox) GetOriginReason() string {
+	if x != nil {
+		return x.OriginReason
+	}
+	return ""
+}
+
+func (x *Sandbox) GetTemplate() string {
+	if x != nil {
+		return x.Template
+	}
+	return ""
 }
 
 func (x *Sandbox) GetSelinux() bool {
@@ -2912,6 +2936,236 @@ func (x *VMMemory) GetAnonymousBytes() uint64 {
 	return 0
 }
 
+// PoolRequest asks what stands ready: templates, and VMs started from them.
+type PoolRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolRequest) Reset() {
+	*x = PoolRequest{}
+	mi := &file_vm_v1_vm_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolRequest) ProtoMessage() {}
+
+func (x *PoolRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolRequest.ProtoReflect.Descriptor instead.
+func (*PoolRequest) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{41}
+}
+
+type PoolReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        uint32                 `protobuf:"varint,1,opt,name=target,proto3" json:"target,omitempty"`  // VMs that [vm] pool asks for
+	Ready         uint32                 `protobuf:"varint,2,opt,name=ready,proto3" json:"ready,omitempty"`    // VMs that wait to be taken
+	Waiting       string                 `protobuf:"bytes,3,opt,name=waiting,proto3" json:"waiting,omitempty"` // why there are fewer, in a sentence; empty: as many as asked for
+	Taken         uint64                 `protobuf:"varint,4,opt,name=taken,proto3" json:"taken,omitempty"`    // VMs taken from the pool since the worker started
+	Missed        uint64                 `protobuf:"varint,5,opt,name=missed,proto3" json:"missed,omitempty"`  // creates that would have taken one and found none
+	Templates     []*Template            `protobuf:"bytes,6,rep,name=templates,proto3" json:"templates,omitempty"`
+	Sandboxes     []*Sandbox             `protobuf:"bytes,7,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"` // those that wait
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PoolReply) Reset() {
+	*x = PoolReply{}
+	mi := &file_vm_v1_vm_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PoolReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PoolReply) ProtoMessage() {}
+
+func (x *PoolReply) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PoolReply.ProtoReflect.Descriptor instead.
+func (*PoolReply) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *PoolReply) GetTarget() uint32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+func (x *PoolReply) GetReady() uint32 {
+	if x != nil {
+		return x.Ready
+	}
+	return 0
+}
+
+func (x *PoolReply) GetWaiting() string {
+	if x != nil {
+		return x.Waiting
+	}
+	return ""
+}
+
+func (x *PoolReply) GetTaken() uint64 {
+	if x != nil {
+		return x.Taken
+	}
+	return 0
+}
+
+func (x *PoolReply) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
+func (x *PoolReply) GetTemplates() []*Template {
+	if x != nil {
+		return x.Templates
+	}
+	return nil
+}
+
+func (x *PoolReply) GetSandboxes() []*Sandbox {
+	if x != nil {
+		return x.Sandboxes
+	}
+	return nil
+}
+
+// Template is a guest that was stopped when it was ready, from which VMs continue.
+type Template struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           string                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`      // digest of what it is made of
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`    // which VMs it is for: plain, selinux
+	State         string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`  // making, ready, failed
+	Error         string                 `protobuf:"bytes,4,opt,name=error,proto3" json:"error,omitempty"`  // why it failed
+	Bytes         uint64                 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"` // memory of the host that it holds
+	Made          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=made,proto3" json:"made,omitempty"`
+	Took          *durationpb.Duration   `protobuf:"bytes,7,opt,name=took,proto3" json:"took,omitempty"`      // to make it
+	Clones        uint64                 `protobuf:"varint,8,opt,name=clones,proto3" json:"clones,omitempty"` // VMs started from it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Template) Reset() {
+	*x = Template{}
+	mi := &file_vm_v1_vm_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Template) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Template) ProtoMessage() {}
+
+func (x *Template) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Template.ProtoReflect.Descriptor instead.
+func (*Template) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *Template) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Template) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Template) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Template) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *Template) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Template) GetMade() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Made
+	}
+	return nil
+}
+
+func (x *Template) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
+func (x *Template) GetClones() uint64 {
+	if x != nil {
+		return x.Clones
+	}
+	return 0
+}
+
 var File_vm_v1_vm_proto protoreflect.FileDescriptor
 
 const file_vm_v1_vm_proto_rawDesc = "" +
@@ -2963,7 +3217,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\bfollowed\x182 \x03(\v2\x18.bulkhead.vm.v1.FollowedR\bfollowed\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa3\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfc\x06\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1e\n" +
@@ -2986,7 +3240,10 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\n" +
 	"end_reason\x18\x0e \x01(\tR\tendReason\x124\n" +
 	"\anetwork\x18\x14 \x01(\v2\x1a.bulkhead.net.v1.NamespaceR\anetwork\x12>\n" +
-	"\x0enetwork_policy\x18\x15 \x01(\v2\x17.bulkhead.net.v1.PolicyR\rnetworkPolicy\x12\x18\n" +
+	"\x0enetwork_policy\x18\x15 \x01(\v2\x17.bulkhead.net.v1.PolicyR\rnetworkPolicy\x12\x16\n" +
+	"\x06origin\x18\x1e \x01(\tR\x06origin\x12#\n" +
+	"\rorigin_reason\x18\x1f \x01(\tR\foriginReason\x12\x1a\n" +
+	"\btemplate\x18  \x01(\tR\btemplate\x12\x18\n" +
 	"\aselinux\x18( \x01(\bR\aselinux\x12\x1f\n" +
 	"\vtrust_class\x182 \x01(\tR\n" +
 	"trustClass\x12\x1c\n" +
@@ -3160,7 +3417,25 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\vtrust_class\x18\x10 \x01(\tR\n" +
 	"trustClass\x12\x1c\n" +
 	"\tmergeable\x18\x11 \x01(\bR\tmergeable\x12'\n" +
-	"\x0fanonymous_bytes\x18\x12 \x01(\x04R\x0eanonymousBytes*\xc9\x01\n" +
+	"\x0fanonymous_bytes\x18\x12 \x01(\x04R\x0eanonymousBytes\"\r\n" +
+	"\vPoolRequest\"\xf0\x01\n" +
+	"\tPoolReply\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\rR\x06target\x12\x14\n" +
+	"\x05ready\x18\x02 \x01(\rR\x05ready\x12\x18\n" +
+	"\awaiting\x18\x03 \x01(\tR\awaiting\x12\x14\n" +
+	"\x05taken\x18\x04 \x01(\x04R\x05taken\x12\x16\n" +
+	"\x06missed\x18\x05 \x01(\x04R\x06missed\x126\n" +
+	"\ttemplates\x18\x06 \x03(\v2\x18.bulkhead.vm.v1.TemplateR\ttemplates\x125\n" +
+	"\tsandboxes\x18\a \x03(\v2\x17.bulkhead.vm.v1.SandboxR\tsandboxes\"\xe9\x01\n" +
+	"\bTemplate\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x14\n" +
+	"\x05error\x18\x04 \x01(\tR\x05error\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12.\n" +
+	"\x04made\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04made\x12-\n" +
+	"\x04took\x18\a \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x16\n" +
+	"\x06clones\x18\b \x01(\x04R\x06clones*\xc9\x01\n" +
 	"\x0fContainerStatus\x12 \n" +
 	"\x1cCONTAINER_STATUS_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19CONTAINER_STATUS_CREATING\x10\x01\x12\x1c\n" +
@@ -3182,7 +3457,7 @@ func file_vm_v1_vm_proto_rawDescGZIP() []byte {
 }
 
 var file_vm_v1_vm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_vm_v1_vm_proto_goTypes = []any{
 	(ContainerStatus)(0),          // 0: bulkhead.vm.v1.ContainerStatus
 	(*ContainerRef)(nil),          // 1: bulkhead.vm.v1.ContainerRef
@@ -3226,31 +3501,34 @@ var file_vm_v1_vm_proto_goTypes = []any{
 	(*StatsRequest)(nil),          // 39: bulkhead.vm.v1.StatsRequest
 	(*StatsReply)(nil),            // 40: bulkhead.vm.v1.StatsReply
 	(*VMMemory)(nil),              // 41: bulkhead.vm.v1.VMMemory
-	nil,                           // 42: bulkhead.vm.v1.Container.AnnotationsEntry
-	nil,                           // 43: bulkhead.vm.v1.Sandbox.PhasesEntry
-	nil,                           // 44: bulkhead.vm.v1.LocateRequest.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 45: google.protobuf.Timestamp
-	(*v1.Namespace)(nil),          // 46: bulkhead.net.v1.Namespace
-	(*v1.Policy)(nil),             // 47: bulkhead.net.v1.Policy
-	(*durationpb.Duration)(nil),   // 48: google.protobuf.Duration
+	(*PoolRequest)(nil),           // 42: bulkhead.vm.v1.PoolRequest
+	(*PoolReply)(nil),             // 43: bulkhead.vm.v1.PoolReply
+	(*Template)(nil),              // 44: bulkhead.vm.v1.Template
+	nil,                           // 45: bulkhead.vm.v1.Container.AnnotationsEntry
+	nil,                           // 46: bulkhead.vm.v1.Sandbox.PhasesEntry
+	nil,                           // 47: bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
+	(*v1.Namespace)(nil),          // 49: bulkhead.net.v1.Namespace
+	(*v1.Policy)(nil),             // 50: bulkhead.net.v1.Policy
+	(*durationpb.Duration)(nil),   // 51: google.protobuf.Duration
 }
 var file_vm_v1_vm_proto_depIdxs = []int32{
-	45, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
+	48, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
 	3,  // 1: bulkhead.vm.v1.Exec.relay:type_name -> bulkhead.vm.v1.Relay
-	45, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
+	48, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
 	1,  // 3: bulkhead.vm.v1.Container.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	0,  // 4: bulkhead.vm.v1.Container.status:type_name -> bulkhead.vm.v1.ContainerStatus
-	42, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
+	45, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
 	3,  // 6: bulkhead.vm.v1.Container.relay:type_name -> bulkhead.vm.v1.Relay
-	45, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
-	45, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
+	48, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
+	48, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
 	2,  // 9: bulkhead.vm.v1.Container.exit:type_name -> bulkhead.vm.v1.Exit
 	4,  // 10: bulkhead.vm.v1.Container.execs:type_name -> bulkhead.vm.v1.Exec
 	8,  // 11: bulkhead.vm.v1.Container.followed:type_name -> bulkhead.vm.v1.Followed
-	45, // 12: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
-	43, // 13: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
-	46, // 14: bulkhead.vm.v1.Sandbox.network:type_name -> bulkhead.net.v1.Namespace
-	47, // 15: bulkhead.vm.v1.Sandbox.network_policy:type_name -> bulkhead.net.v1.Policy
+	48, // 12: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
+	46, // 13: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
+	49, // 14: bulkhead.vm.v1.Sandbox.network:type_name -> bulkhead.net.v1.Namespace
+	50, // 15: bulkhead.vm.v1.Sandbox.network_policy:type_name -> bulkhead.net.v1.Policy
 	8,  // 16: bulkhead.vm.v1.HandedMount.followed:type_name -> bulkhead.vm.v1.Followed
 	12, // 17: bulkhead.vm.v1.HandedMount.memory:type_name -> bulkhead.vm.v1.SharedMemory
 	11, // 18: bulkhead.vm.v1.HandedDevice.binds:type_name -> bulkhead.vm.v1.DeviceBind
@@ -3262,7 +3540,7 @@ var file_vm_v1_vm_proto_depIdxs = []int32{
 	5,  // 24: bulkhead.vm.v1.CreateReply.container:type_name -> bulkhead.vm.v1.Container
 	6,  // 25: bulkhead.vm.v1.CreateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
 	1,  // 26: bulkhead.vm.v1.LocateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	44, // 27: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	47, // 27: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
 	9,  // 28: bulkhead.vm.v1.LocateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
 	1,  // 29: bulkhead.vm.v1.StartRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	5,  // 30: bulkhead.vm.v1.StartReply.container:type_name -> bulkhead.vm.v1.Container
@@ -3287,12 +3565,16 @@ var file_vm_v1_vm_proto_depIdxs = []int32{
 	41, // 49: bulkhead.vm.v1.StatsReply.memory:type_name -> bulkhead.vm.v1.VMMemory
 	41, // 50: bulkhead.vm.v1.StatsReply.vms:type_name -> bulkhead.vm.v1.VMMemory
 	41, // 51: bulkhead.vm.v1.StatsReply.total:type_name -> bulkhead.vm.v1.VMMemory
-	48, // 52: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
-	53, // [53:53] is the sub-list for method output_type
-	53, // [53:53] is the sub-list for method input_type
-	53, // [53:53] is the sub-list for extension type_name
-	53, // [53:53] is the sub-list for extension extendee
-	0,  // [0:53] is the sub-list for field type_name
+	44, // 52: bulkhead.vm.v1.PoolReply.templates:type_name -> bulkhead.vm.v1.Template
+	6,  // 53: bulkhead.vm.v1.PoolReply.sandboxes:type_name -> bulkhead.vm.v1.Sandbox
+	48, // 54: bulkhead.vm.v1.Template.made:type_name -> google.protobuf.Timestamp
+	51, // 55: bulkhead.vm.v1.Template.took:type_name -> google.protobuf.Duration
+	51, // 56: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
+	57, // [57:57] is the sub-list for method output_type
+	57, // [57:57] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_vm_v1_vm_proto_init() }
@@ -3306,7 +3588,7 @@ func file_vm_v1_vm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vm_v1_vm_proto_rawDesc), len(file_vm_v1_vm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   44,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -4,7 +4,9 @@
 package host
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -224,6 +226,33 @@ func linesWith(path, part string) ([]string, error) {
 	return slices.DeleteFunc(strings.Split(string(text), "\n"), func(line string) bool { return !strings.Contains(line, part) }), nil
 }
 
+// Spare are the VMs that no container has: those of the pool, and guests that become templates. They are told by their
+// directories, and by their processes as far as these run.
+func (h *Host) Spare() (dirs []string, pids []int) {
+	all, err := filepath.Glob(filepath.Join(h.RunDir, "vm", "*"))
+	if err != nil {
+		return nil, nil
+	}
+	for _, dir := range all {
+		record := struct{ State string }{}
+		text, err := os.ReadFile(filepath.Join(dir, "sandbox.json"))
+		if err == nil {
+			err = json.Unmarshal(text, &record)
+		}
+		taken, globErr := filepath.Glob(filepath.Join(dir, "container-*.json"))
+		pooled := err == nil && record.State == "pooled" && globErr == nil && len(taken) == 0
+		if !pooled && !strings.HasPrefix(filepath.Base(dir), "template-") {
+			continue
+		}
+		dirs = append(dirs, dir)
+		process := struct{ PID int }{}
+		if text, err = os.ReadFile(filepath.Join(dir, "vm.json")); err == nil && json.Unmarshal(text, &process) == nil && process.PID > 0 {
+			pids = append(pids, process.PID)
+		}
+	}
+	return dirs, pids
+}
+
 // VMFiles are the entries below the directories of VMs and relays.
 func (h *Host) VMFiles() ([]string, error) {
 	var files []string
@@ -287,6 +316,9 @@ func (h *Host) records(ctx context.Context) ([]string, error) {
 			return known, err
 		}
 		for key := range keys.Keys() {
+			if entry, err := kv.Get(ctx, key); err == nil && bytes.Contains(bytes.ReplaceAll(entry.Value(), []byte(" "), nil), []byte(`"state":"pooled"`)) {
+				continue // it waits for a container
+			}
 			known = append(known, "record "+bucket+"/"+key)
 		}
 	}

@@ -91,7 +91,7 @@ func (c *fileContents) digest(path string) (sum [sha256.Size]byte, err error) {
 	if err := unix.Stat(path, &st); err != nil {
 		return sum, fmt.Errorf("reading %s: %w", path, err)
 	}
-	state := fileState{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}
+	state := fileState{st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if sum, ok := c.known[state]; ok {

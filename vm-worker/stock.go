@@ -1,0 +1,390 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hostcgroup"
+	"bulkhead/vm-worker/hypervisor"
+)
+
+// stock is what stands ready for the next create: templates, and the pool of VMs that
+// continue from one and wait. One goroutine makes both, one after the other, in a
+// cgroup of little weight, so that what containers do goes first.
+//
+// Lock order: Worker.mu, then stock.mu, then templates.mu.
+type stock struct {
+	w         *Worker
+	templates *templates
+	work      chan struct{} // capacity 1: something may be missing
+	done      chan struct{} // closed when run has ended; nil: it was not begun
+
+	mu      sync.Mutex // guards all below
+	pool    []*sandbox // ready, oldest first
+	taken   uint64
+	missed  uint64
+	waiting string // why the pool is not full
+	cgroup  *hostcgroup.Cgroup
+}
+
+const (
+	// stockRetry is the pause after something could not be made, or not for want of memory.
+	stockRetry = 20 * time.Second
+	// stockWeight is the weight of what is being made against a container's 1024 (cpu.shares).
+	stockWeight = 64
+)
+
+func (w *Worker) newStock() *stock {
+	return &stock{w: w, templates: w.newTemplates(), work: make(chan struct{}, 1)}
+}
+
+// wake has run look for what is missing.
+func (k *stock) wake() {
+	select {
+	case k.work <- struct{}{}:
+	default:
+	}
+}
+
+// begin has run run.
+func (k *stock) begin() {
+	k.done = make(chan struct{})
+	k.w.tasks.Go(k.run)
+}
+
+// run makes what is missing until the worker stops. A pool is wanted from the start; a
+// template without one, when the first VM would have used it.
+func (k *stock) run() {
+	defer close(k.done)
+	if k.templates.driver == nil {
+		return
+	}
+	if k.w.cfg.Pool > 0 {
+		k.templates.want(plainKind)
+		k.wake()
+		k.w.tasks.Go(k.watchPressure)
+	}
+	retry := time.NewTimer(stockRetry)
+	retry.Stop()
+	for {
+		select {
+		case <-k.w.stopping:
+			return
+		case <-k.work:
+		case <-retry.C:
+		}
+		for _, kind := range k.templates.missing() {
+			k.templates.make(k.w.context(), kind)
+		}
+		if !k.fill(k.w.context()) {
+			retry.Reset(stockRetry)
+		}
+	}
+}
+
+// fill starts VMs until the pool is full. It is false when that has to be tried again later.
+func (k *stock) fill(ctx context.Context) bool {
+	k.dropStale(ctx)
+	for ctx.Err() == nil {
+		k.mu.Lock()
+		have := len(k.pool)
+		k.mu.Unlock()
+		if have >= k.w.cfg.Pool {
+			k.say("")
+			return true
+		}
+		if short := memoryShort(); short != "" {
+			k.say(short)
+			return false
+		}
+		s, err := k.start(ctx)
+		if err != nil {
+			if ctx.Err() == nil {
+				k.say(err.Error())
+				k.w.log.Warn("no VM made ready for the pool", "error", err)
+			}
+			return false
+		}
+		k.mu.Lock()
+		k.pool = append(k.pool, s)
+		k.mu.Unlock()
+		k.w.tasks.Go(func() { k.watch(s) })
+	}
+	return true
+}
+
+// dropStale ends the VMs whose template is not the one there is now.
+func (k *stock) dropStale(ctx context.Context) {
+	key := k.templates.key(plainKind)
+	k.mu.Lock()
+	pool := slices.Clone(k.pool)
+	k.mu.Unlock()
+	for _, s := range pool {
+		if s.record().Template != key {
+			k.discard(ctx, s, "its template is not that of today's parts")
+		}
+	}
+}
+
+func (k *stock) say(why string) {
+	k.mu.Lock()
+	k.waiting = why
+	k.mu.Unlock()
+}
+
+// start starts one VM and waits until its agent is ready.
+func (k *stock) start(ctx context.Context) (_ *sandbox, err error) {
+	w := k.w
+	base, err := w.base(plainKind)
+	if err != nil {
+		return nil, err
+	}
+	if base.From, err = k.templates.current(ctx, plainKind, base); err != nil {
+		return nil, err
+	}
+	if base.CgroupProcs, err = k.cgroupProcs(ctx); err != nil {
+		return nil, err
+	}
+	p := &plan{}
+	s := w.newSandbox(&vmv1.Sandbox{
+		Id: newSandboxID(), Created: timestamppb.Now(), State: "pooled", Origin: "pool",
+		TrustClass: p.trustClass(), Mergeable: p.mergeable(w.cfg.MergeClass),
+		Hypervisor: w.driver.Name(), Accelerator: string(base.Accelerator), AcceleratorReason: base.AcceleratorReason,
+		Vcpus: base.VCPUs, MemoryBytes: base.MemoryBytes, Template: base.From.Key(),
+	})
+	s.pooled = true
+	w.mu.Lock()
+	w.sandboxes[s.id] = s
+	w.mu.Unlock()
+	defer func() {
+		if err != nil {
+			k.discard(ctx, s, "it did not become ready for the pool")
+		}
+	}()
+	base.ID, base.Dir, base.Mergeable = s.id, w.store.sandboxDir(s.id), s.rec.Mergeable
+	if err := os.MkdirAll(base.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the sandbox's directory: %w", err)
+	}
+	if err := s.update(ctx, func(*vmv1.Sandbox) {}); err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	vm, err := w.driver.Start(ctx, base)
+	if err != nil {
+		k.templates.distrust(ctx, base.From, err)
+		return nil, err
+	}
+	k.templates.cloned(base.From)
+	s.adoptVM(vm)
+	if err := s.awaitReady(ctx, vm); err != nil {
+		if ctx.Err() == nil {
+			k.templates.distrust(ctx, base.From, err)
+		}
+		return nil, err
+	}
+	s.phase("pool_ready", began)
+	return s, s.update(ctx, func(rec *vmv1.Sandbox) { rec.Kernel = s.kernel })
+}
+
+// take takes a VM out of the pool for a plan, or returns nil. The caller holds w.mu.
+func (k *stock) take(ctx context.Context, p *plan) *sandbox {
+	if k.w.cfg.Pool == 0 || p.from == nil || p.labelled() {
+		return nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	defer k.wake()
+	for len(k.pool) > 0 {
+		s := k.pool[0]
+		k.pool = k.pool[1:]
+		rec := s.record()
+		switch {
+		case !s.alive():
+			continue // watch removes it
+		case rec.Template != p.from.Key():
+			k.w.tasks.Go(func() { k.discard(ctx, s, "its template is not that of today's parts") })
+			continue
+		case rec.Mergeable != p.mergeable(k.w.cfg.MergeClass):
+			k.pool = slices.Insert(k.pool, 0, s) // it is for others
+			k.missed++
+			return nil
+		}
+		k.taken++
+		s.mu.Lock()
+		s.pooled = false
+		s.rec.TrustClass, s.rec.MountLabels, s.rec.Created = p.trustClass(), []string{p.mountLabel}, timestamppb.Now()
+		s.mu.Unlock()
+		return s
+	}
+	k.missed++
+	return nil
+}
+
+// watch removes a VM of the pool that ends by itself.
+func (k *stock) watch(s *sandbox) {
+	select {
+	case <-k.w.stopping:
+		return
+	case <-s.over:
+	}
+	s.mu.Lock()
+	pooled, reason := s.pooled, s.rec.EndReason
+	s.mu.Unlock()
+	if !pooled {
+		return
+	}
+	k.w.log.Warn("a VM of the pool has ended", "sandbox", s.id, "reason", reason)
+	k.discard(context.Background(), s, "it ended")
+	k.wake()
+}
+
+// discard takes away a VM that no container has.
+func (k *stock) discard(ctx context.Context, s *sandbox, why string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTime)
+	defer cancel()
+	k.mu.Lock()
+	k.pool = slices.DeleteFunc(k.pool, func(o *sandbox) bool { return o == s })
+	k.mu.Unlock()
+	k.w.mu.Lock()
+	mine := k.w.sandboxes[s.id] == s
+	delete(k.w.sandboxes, s.id)
+	k.w.mu.Unlock()
+	if !mine {
+		return // somebody else is at it
+	}
+	err := s.kill(ctx, why)
+	if err == nil {
+		err = s.remove(ctx)
+	}
+	if err != nil {
+		k.w.log.Error("VM of the pool not removed; the next start of the worker does", "sandbox", s.id, "error", err)
+	}
+}
+
+// drain ends all that waits.
+func (k *stock) drain(ctx context.Context, why string) {
+	k.mu.Lock()
+	pool := slices.Clone(k.pool)
+	k.mu.Unlock()
+	for _, s := range pool {
+		k.discard(ctx, s, why)
+	}
+}
+
+// close waits for run, and takes away what nobody has taken.
+func (k *stock) close() {
+	if k.done == nil {
+		return
+	}
+	<-k.done
+	ctx := context.Background()
+	k.drain(ctx, "the worker ends")
+	k.templates.close()
+	k.mu.Lock()
+	cgroup := k.cgroup
+	k.cgroup = nil
+	k.mu.Unlock()
+	if cgroup != nil {
+		if err := k.removeCgroup(ctx, cgroup); err != nil {
+			k.w.log.Warn("cgroup of the pool not removed", "error", err)
+		}
+	}
+}
+
+func (k *stock) cgroupFile() string { return filepath.Join(k.w.store.dir, "pool-cgroup.json") }
+
+// cgroupProcs enters the cgroup of what is being made and of what waits.
+func (k *stock) cgroupProcs(ctx context.Context) ([]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.cgroup != nil {
+		return k.cgroup.ProcsPaths(), nil
+	}
+	if left, err := hostcgroup.Load(k.cgroupFile()); err == nil {
+		if err := k.removeCgroup(ctx, left); err != nil { // an earlier worker's, which was killed
+			return nil, err
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	weight := uint64(stockWeight)
+	// Several daemons may share a host, each with a directory of its own.
+	name := "pool-" + strings.ReplaceAll(strings.Trim(k.w.runDir, "/"), "/", "-")
+	spec := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &weight}}}}
+	cgroup, err := hostcgroup.Create(spec, name, hostcgroup.Options{StateFile: k.cgroupFile()})
+	if err != nil {
+		return nil, fmt.Errorf("the cgroup of the pool: %w", err)
+	}
+	k.cgroup = cgroup
+	return cgroup.ProcsPaths(), nil
+}
+
+func (k *stock) removeCgroup(ctx context.Context, cgroup *hostcgroup.Cgroup) error {
+	if err := cgroup.Destroy(ctx); err != nil {
+		return err
+	}
+	if err := os.Remove(k.cgroupFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the cgroup of the pool: %w", err)
+	}
+	return nil
+}
+
+// describe answers vm.pool.
+func (w *Worker) describePool(context.Context, *vmv1.PoolRequest) (*vmv1.PoolReply, error) {
+	k := w.stock
+	k.mu.Lock()
+	reply := &vmv1.PoolReply{
+		Target: uint32(w.cfg.Pool), Ready: uint32(len(k.pool)), Waiting: k.waiting, Taken: k.taken, Missed: k.missed,
+	}
+	pool := slices.Clone(k.pool)
+	k.mu.Unlock()
+	if reply.Waiting == "" && k.templates.driver == nil {
+		reply.Waiting = k.templates.why
+	}
+	for _, s := range pool {
+		reply.Sandboxes = append(reply.Sandboxes, s.record())
+	}
+	reply.Templates = k.templates.describe()
+	return reply, nil
+}
+
+// useStock finds what a new VM for the plan can be made from, and raises the plan's size to what
+// that has at least. It returns a VM of the pool if there is one. The caller holds w.mu.
+func (w *Worker) useStock(ctx context.Context, p *plan) *sandbox {
+	p.from, p.whyBoot = w.stock.templates.find(ctx, p)
+	if p.from == nil {
+		return nil
+	}
+	base := sizeOf([]demand{{}}, w.cfg)
+	p.size.MemoryBytes = max(p.size.MemoryBytes, base.MemoryBytes)
+	return w.stock.take(ctx, p)
+}
+
+// clone is the machine of a VM that continues from the plan's template.
+func (w *Worker) clone(p *plan) (hypervisor.Spec, error) {
+	spec, err := w.base(kindOf(p.labelled()))
+	spec.From = p.from
+	return spec, err
+}
+
+// spare tells whether the VM waits in the pool, or is on its way there.
+func (s *sandbox) spare() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pooled
+}

@@ -1,0 +1,236 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package vmworker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"bulkhead/bus/config"
+	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hypervisor"
+	"bulkhead/vm-worker/hypervisor/fake"
+)
+
+// templating is a fake hypervisor with templates that hold nothing.
+type templating struct {
+	*observed
+
+	mu     sync.Mutex // guards all below
+	parts  string     // what templates are made of
+	broken error      // why none can be made
+	deaf   bool       // VMs cannot be started from one
+	made   int
+}
+
+type fakeTemplate struct{ key string }
+
+func (f *fakeTemplate) Key() string  { return f.key }
+func (f *fakeTemplate) Bytes() int64 { return 1 << 20 }
+func (f *fakeTemplate) Close() error { return nil }
+
+func (d *templating) TemplateKey(_ context.Context, s hypervisor.Spec) (string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return fmt.Sprint(d.parts, s.KernelArgs), nil
+}
+
+func (d *templating) MakeTemplate(ctx context.Context, s hypervisor.Spec, ready func(context.Context, hypervisor.VM) error) (hypervisor.Template, error) {
+	key, _ := d.TemplateKey(ctx, s)
+	d.mu.Lock()
+	broken := d.broken
+	d.made++
+	d.mu.Unlock()
+	if broken != nil {
+		return nil, broken
+	}
+	vm, err := d.Driver.Start(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	err = ready(ctx, vm)
+	return &fakeTemplate{key}, errors.Join(err, vm.Kill(context.WithoutCancel(ctx)))
+}
+
+func (d *templating) Start(ctx context.Context, s hypervisor.Spec) (hypervisor.VM, error) {
+	d.mu.Lock()
+	deaf := d.deaf
+	d.mu.Unlock()
+	if s.From != nil && deaf {
+		return nil, errors.New("broken for the test")
+	}
+	return d.observed.Start(ctx, s)
+}
+
+func (d *templating) set(change func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change()
+}
+
+// newStock is a host whose hypervisor has templates, with a pool of this many VMs.
+func newStock(t *testing.T, pool int, edits ...func(*templating)) *host {
+	t.Helper()
+	h := newBus(t, func(c *config.VM) { c.Templates, c.Pool = true, pool })
+	h.driver = &observed{Driver: fake.New(fake.Options{}), started: make(chan string, 1024)}
+	h.stock = &templating{observed: h.driver, parts: "first"}
+	for _, e := range edits {
+		e(h.stock)
+	}
+	h.serve()
+	return h
+}
+
+func (h *host) pool() *vmv1.PoolReply {
+	h.t.Helper()
+	reply, err := call[vmv1.PoolReply](h.t.Context(), h, "pool", &vmv1.PoolRequest{})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return reply
+}
+
+// awaitPool waits until the pool pleases.
+func (h *host) awaitPool(what string, pleases func(*vmv1.PoolReply) bool) *vmv1.PoolReply {
+	h.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		pool := h.pool()
+		if pleases(pool) {
+			return pool
+		}
+		if time.Now().After(deadline) {
+			h.t.Fatalf("the pool has not %s: %v", what, pool)
+		}
+	}
+}
+
+func full(p *vmv1.PoolReply) bool { return p.Ready == p.Target }
+
+// sandbox is the record of the only container's.
+func (h *host) sandbox() *vmv1.Sandbox {
+	h.t.Helper()
+	l := h.list()
+	if len(l.Sandboxes) != 1 {
+		h.t.Fatalf("the worker lists %v", l)
+	}
+	return l.Sandboxes[0]
+}
+
+func TestACreateTakesAVMOutOfThePool(t *testing.T) {
+	h := newStock(t, 2)
+	before := h.awaitPool("filled", full)
+	h.run("c1", "sleep")
+	s := h.sandbox()
+	if s.Origin != "pool" || s.State != "running" || s.Id != before.Sandboxes[0].Id {
+		t.Errorf("with %v in the pool the container runs in %v", before.Sandboxes, s)
+	}
+	after := h.awaitPool("filled again", full)
+	if after.Taken != 1 || after.Missed != 0 {
+		t.Errorf("the pool says %v", after)
+	}
+	for _, spare := range after.Sandboxes {
+		if spare.Id == s.Id || spare.State != "pooled" {
+			t.Errorf("beside the container's VM %s there is %v in the pool", s.Id, spare)
+		}
+	}
+	h.delete("c1", true)
+	h.stop()
+	h.expectNoTrace()
+}
+
+func TestWithoutAPoolAVMComesFromATemplate(t *testing.T) {
+	h := newStock(t, 0)
+	h.run("c1", "sleep")
+	if s := h.sandbox(); s.Origin != "boot" || !strings.Contains(s.OriginReason, "not made yet") {
+		t.Errorf("before there is a template a VM's origin is %q, %q", s.Origin, s.OriginReason)
+	}
+	h.delete("c1", true)
+	h.awaitPool("its template", func(p *vmv1.PoolReply) bool { return len(p.Templates) == 1 && p.Templates[0].State == "ready" })
+	h.run("c2", "sleep")
+	if s := h.sandbox(); s.Origin != "template" || s.Template == "" || s.OriginReason != "" {
+		t.Errorf("with a template a VM's origin is %q, %q", s.Origin, s.OriginReason)
+	}
+	h.delete("c2", true)
+	h.stop()
+	h.expectNoTrace()
+}
+
+func TestAWorkerRemovesThePoolThatAnotherLeft(t *testing.T) {
+	h := newStock(t, 1)
+	pool := h.awaitPool("filled", full)
+	// A worker that is killed leaves the directory as it is now; one that ends takes it away.
+	dir := filepath.Join(h.bus.RunDir, "vm", pool.Sandboxes[0].Id)
+	record, err := os.ReadFile(filepath.Join(dir, "sandbox.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.stop()
+	if err := errors.Join(os.MkdirAll(dir, 0o700), os.WriteFile(filepath.Join(dir, "sandbox.json"), record, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	h.cfg.Pool, h.cfg.Templates = 0, false
+	h.serve()
+	h.expectNothing()
+}
+
+func TestAVMOfThePoolThatEndsIsReplaced(t *testing.T) {
+	h := newStock(t, 1)
+	dead := h.awaitPool("filled", full).Sandboxes[0]
+	kill9(t, int(dead.Pid))
+	h.awaitPool("replaced it", func(p *vmv1.PoolReply) bool { return full(p) && p.Sandboxes[0].Id != dead.Id })
+	h.stop()
+	h.expectNoTrace()
+}
+
+func TestWhatWasMadeOfOtherPartsIsNotUsed(t *testing.T) {
+	h := newStock(t, 1)
+	old := h.awaitPool("filled", full).Sandboxes[0]
+	h.stock.set(func() { h.stock.parts = "second" })
+	h.run("c1", "sleep")
+	if s := h.sandbox(); s.Id == old.Id || s.Origin != "boot" || !strings.Contains(s.OriginReason, "have changed") {
+		t.Errorf("after a change of parts the container runs in %v", s)
+	}
+	h.delete("c1", true)
+	h.awaitPool("been made of the new parts", func(p *vmv1.PoolReply) bool {
+		return full(p) && p.Sandboxes[0].Id != old.Id && strings.HasPrefix(p.Sandboxes[0].Template, "second")
+	})
+	h.stop()
+	h.expectNoTrace()
+}
+
+func TestATemplateThatFailsIsToldAndVMsBoot(t *testing.T) {
+	for name, c := range map[string]struct {
+		edit func(*templating)
+		says string
+	}{
+		"making it":        {func(d *templating) { d.broken = errors.New("no template today") }, "no template today"},
+		"starting from it": {func(d *templating) { d.deaf = true }, "broken for the test"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newStock(t, 1, c.edit)
+			if ev := h.await("plain", "failed"); ev.Kind != "template" || !strings.Contains(ev.Attributes["error"], c.says) {
+				t.Errorf("the event is %v", ev)
+			}
+			h.run("c1", "sleep")
+			s := h.sandbox()
+			if s.Origin != "boot" || !strings.Contains(s.OriginReason, c.says) {
+				t.Errorf("the VM's origin is %q, %q", s.Origin, s.OriginReason)
+			}
+			ev := h.await(s.Id, "starting")
+			if ev.Attributes["origin"] != "boot" || ev.Attributes["origin_reason"] != s.OriginReason {
+				t.Errorf("the event says %v", ev.Attributes)
+			}
+			h.delete("c1", true)
+			h.stop()
+			h.expectNoTrace()
+		})
+	}
+}
