@@ -75,10 +75,10 @@ $(BIN)/bulkhead-agent: $(GOSRC)
 	@echo "building $@"
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp runc_nocriu' -ldflags '-s -w -linkmode external -extldflags -static' -o $@ ./agent/cmd/bulkhead-agent
 
-# For QEMU before 9.2; the source says why.
-$(PRELOAD): vm-worker/hypervisor/qemu/preload/special_files.c
+# For QEMU before 9.2; the sources say why.
+$(PRELOAD): $(wildcard vm-worker/hypervisor/qemu/preload/*.c)
 	@echo "building $@"
-	@mkdir -p $(BIN) && gcc -std=gnu11 -Wall -Wextra -Werror -O2 -fPIC -shared -Wl,-z,relro,-z,now -s -o $@ $<
+	@mkdir -p $(BIN) && gcc -std=gnu11 -Wall -Wextra -Werror -O2 -fPIC -shared -Wl,-z,relro,-z,now -s -o $@ $^
 
 $(GUEST)/vmlinux: deploy/guest/build-kernel deploy/guest/kernel.config $(wildcard deploy/guest/patches/*.patch)
 	@deploy/guest/build-kernel $(GUEST)

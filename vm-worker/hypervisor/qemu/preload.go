@@ -14,7 +14,8 @@ import (
 )
 
 // Preload is the name of the library that lets QEMU before 9.2 make special
-// files on the share; preload/special_files.c says how and why.
+// files on the share, and give back what guests from a template have free;
+// preload/special_files.c and preload/sealed_memory.c say how and why.
 const Preload = "bulkhead-qemu-special-files.so"
 
 // jailPreload is where the jail shows it.

@@ -248,7 +248,7 @@ func TestGuestMakesSpecialFiles(t *testing.T) {
 func buildPreload(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), Preload)
-	out, err := exec.Command("gcc", "-Wall", "-Werror", "-O2", "-fPIC", "-shared", "-o", path, "preload/special_files.c").CombinedOutput()
+	out, err := exec.Command("gcc", "-Wall", "-Werror", "-O2", "-fPIC", "-shared", "-o", path, "preload/special_files.c", "preload/sealed_memory.c").CombinedOutput()
 	if err != nil {
 		t.Fatalf("compiling %s: %v\n%s", Preload, err, out)
 	}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -114,6 +115,49 @@ func TestVMsContinueFromATemplate(t *testing.T) {
 	if digestOf(t, from) != sum {
 		t.Error("the template is another after VMs have run from it")
 	}
+}
+
+func TestACloneGivesFreeMemoryBack(t *testing.T) {
+	t.Parallel()
+	s := templateSpec(t)
+	s.MemoryBytes = 256 << 20
+	d := New(Options{Preload: buildPreload(t)})
+	v := clone(t, d, s, makeTemplate(t, d, s), "c")
+	c := connect(t, v)
+	if got := c.ask("fill"); got != "ok" {
+		t.Fatal(got)
+	}
+	full := privateMemory(t, v)
+	if got := c.ask("empty"); got != "ok" {
+		t.Fatal(got)
+	}
+	const most = 32 << 20 // of 64 MiB and a little
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		now := privateMemory(t, v)
+		if now < full-most {
+			t.Logf("of %d MiB of its own it has %d", full>>20, now>>20)
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("of %d MiB of its own it still has %d; qemu says %s", full>>20, now>>20, errorLogText(v.(*vm).stderr))
+		}
+	}
+}
+
+// privateMemory is what a VM has written to, in bytes.
+func privateMemory(t *testing.T, v hypervisor.VM) int64 {
+	t.Helper()
+	for line := range strings.Lines(readFile(t, fmt.Sprintf("/proc/%d/smaps_rollup", v.Record().PID))) {
+		if f := strings.Fields(line); f[0] == "Private_Dirty:" {
+			kib, err := strconv.ParseInt(f[1], 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return kib << 10
+		}
+	}
+	t.Fatal("the kernel does not tell the VM's memory")
+	return 0
 }
 
 func TestACloneOutlivesItsTemplateAndItsStarter(t *testing.T) {
