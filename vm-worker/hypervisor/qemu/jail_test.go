@@ -182,7 +182,7 @@ func TestDeviceSet(t *testing.T) {
 	}
 	slices.Sort(got)
 	want := []string{
-		"1af4:1003 link", "1af4:1009 share0", "1af4:1044 rng0", "1af4:1058 growth0", "1af4:105b pmem0",
+		"1af4:1002 balloon0", "1af4:1003 link", "1af4:1009 share0", "1af4:1044 rng0", "1af4:1058 growth0", "1af4:105b pmem0",
 		"1b36:0001 hotplug", // the bridge that devices are plugged into
 		"8086:2918 ",        // the ISA bridge, ICH9-LPC: serial port, RTC, ACPI
 		"8086:29c0 ",        // the host bridge
