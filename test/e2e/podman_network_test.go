@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,12 @@ func (p podmanUser) serveOn(network string, options ...string) string {
 func (p podmanUser) address(name, network string) string {
 	p.t.Helper()
 	return p.inspect(name, fmt.Sprintf("(index .NetworkSettings.Networks %q).IPAddress", network))
+}
+
+// address6 is the address of IPv6.
+func (p podmanUser) address6(name, network string) string {
+	p.t.Helper()
+	return p.inspect(name, fmt.Sprintf("(index .NetworkSettings.Networks %q).GlobalIPv6Address", network))
 }
 
 func TestPodmanContainersAreInTheirNetworksOfCNI(t *testing.T) {
@@ -77,4 +84,28 @@ func TestPodmanPodsHaveOneNetwork(t *testing.T) {
 	if a, b := p.do("exec", client, "ip", "-o", "addr"), p.do("exec", server, "ip", "-o", "addr"); a != b || !strings.Contains(a, "10.88.") {
 		t.Errorf("the containers of a pod have\n%s\nand\n%s", a, b)
 	}
+}
+
+func TestEveryModelJoinsAContainerToItsNetwork(t *testing.T) {
+	t.Parallel()
+	needsProduct(t)
+	p := newPodman(t)
+	for _, model := range []string{"tc", "macvtap", "bridge"} {
+		t.Run(model, func(t *testing.T) {
+			t.Parallel()
+			p := podmanUser{t, p.podman}
+			name := p.serveOn(engine.PodmanNetwork, "--annotation", "io.bulkhead.network.model="+model)
+			for _, address := range []string{p.address(name, engine.PodmanNetwork), p.address6(name, engine.PodmanNetwork)} {
+				probeIn(t, p.podman.Net, "-bytes", "4000000", "upload", net.JoinHostPort(address, probePort))
+				probeIn(t, p.podman.Net, "-bytes", "4000000", "download", net.JoinHostPort(address, probePort))
+				probeIn(t, p.podman.Net, "-size", "20000", "datagram", net.JoinHostPort(address, probePort))
+			}
+		})
+	}
+	t.Run("none", func(t *testing.T) {
+		t.Parallel()
+		p := podmanUser{t, p.podman}
+		name := p.launch(opts("--network", engine.PodmanNetwork, "--annotation", "io.bulkhead.network.model=none"), "sleep", "1000")
+		expect(t, "the interfaces", p.do("exec", name, "ls", "/sys/class/net"), "lo")
+	})
 }

@@ -45,6 +45,12 @@ func (w *Wire) makeBridge() error {
 	if err := nl.BridgeSetMcastSnoop(b, false); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("have the bridge pass all multicast: %w", err)
 	}
+	// The link keeps its addresses, as engines look for them there, and the kernel
+	// answers ARP for an address of any interface: without this, it would take on the
+	// bridge what is the VM's.
+	if err := nl.LinkSetARPOff(b); err != nil {
+		return fmt.Errorf("keep the bridge from answering for the VM: %w", err)
+	}
 	return nl.LinkSetUp(b)
 }
 
