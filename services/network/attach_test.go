@@ -19,6 +19,7 @@ func TestFramesPassBothWaysAndDetachLeavesNothing(t *testing.T) {
 	inside, outside := newSpace(t), newSpace(t)
 	inside.veth("eth0", outside, "out0")
 	inside.run("ip link set eth0 mtu 1400 address 02:00:00:00:00:01 up; ip addr add 10.9.0.2/24 dev eth0; ip route add default via 10.9.0.1")
+	inside.settle("eth0")
 	before := inside.state()
 
 	a := r.attach("box", inside)
@@ -47,7 +48,7 @@ func TestFramesPassBothWaysAndDetachLeavesNothing(t *testing.T) {
 
 	r.detach("box")
 	if after := inside.state(); after != before {
-		t.Errorf("detach leaves the namespace otherwise than it was:\n%s\nbefore:\n%s", after, before)
+		t.Errorf("the namespace is not as before:%s", unlike(before, after))
 	}
 	r.detach("box") // that nothing is there is no error
 	if list := call[netv1.ListReply](r, "list", &netv1.ListRequest{}); len(list.Attachments) != 0 {
@@ -98,7 +99,7 @@ func TestEveryModelHandsOverItsQueuesOnce(t *testing.T) {
 			}
 			r.detach(name)
 			if after := inside.state(); after != before {
-				t.Errorf("%s: detach leaves\n%s\nbefore:\n%s", name, after, before)
+				t.Errorf("%s: the namespace is not as before:%s", name, unlike(before, after))
 			}
 		}
 	}
@@ -136,5 +137,40 @@ func TestManyNamespacesNeedNoThreads(t *testing.T) {
 	}
 	if list := call[netv1.ListReply](r, "list", &netv1.ListRequest{}); len(list.Attachments) != len(spaces) {
 		t.Errorf("%d of %d are listed", len(list.Attachments), len(spaces))
+	}
+}
+
+func TestWhatWasThereStays(t *testing.T) {
+	t.Parallel()
+	r := newRig(t).start()
+	inside, outside := newSpace(t), newSpace(t)
+	inside.veth("eth0", outside, "out0")
+	inside.veth("eth1", outside, "out1")
+	inside.veth("port", outside, "out2")
+	outside.run("ip link set out1 up; ip link add mv0 link out1 type macvlan mode bridge; ip link set mv0 netns " + fmt.Sprint(inside.pid()))
+	// Disciplines and filters of somebody's own, on both sides, and a bridge.
+	inside.run(`
+ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0
+tc qdisc add dev eth0 clsact
+tc filter add dev eth0 ingress protocol ip prio 7 u32 match u32 0 0 action mirred egress mirror dev lo
+tc filter add dev eth0 egress protocol ip prio 8 u32 match u32 0 0 flowid 1:1
+ip link set eth1 up; tc qdisc add dev eth1 ingress; tc qdisc add dev eth1 root tbf rate 10mbit burst 10k latency 50ms
+ip link add br0 type bridge; ip link set br0 up; ip link set port up master br0
+ip link set mv0 up`)
+	inside.settle("eth0", "eth1", "port", "mv0", "br0")
+	before := inside.state()
+	if !strings.Contains(before, "clsact") || !strings.Contains(before, "Mirror to device lo") || !strings.Contains(before, "qdisc ingress") || !strings.Contains(before, "tbf") {
+		t.Fatalf("what is looked at shows nothing:\n%s", before)
+	}
+	a := r.attach("box", inside)
+	if len(a.Nics) != 4 {
+		t.Errorf("NICs %v, problems %q", a.Nics, a.Problems)
+	}
+	if s := inside.run("ip link show mv0"); !strings.Contains(s, "ALLMULTI") {
+		t.Errorf("a macvlan passes only the groups that its namespace joined: %s", s)
+	}
+	r.detach("box")
+	if after := inside.state(); after != before {
+		t.Errorf("the namespace is not as before:%s", unlike(before, after))
 	}
 }

@@ -168,6 +168,7 @@ func faultGround(t *testing.T) (inside *space, before string) {
 	inside, outside := newSpace(t), newSpace(t)
 	inside.veth("eth0", outside, "out0")
 	inside.run("ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0; ip route add default via 10.9.0.1")
+	inside.settle("eth0")
 	return inside, inside.state()
 }
 
@@ -191,7 +192,7 @@ func TestAServiceKilledAtAnyStepLeavesNothing(t *testing.T) {
 					t.Errorf("killed at step %s of attach: still attached: %v", step, left)
 				}
 				if after := inside.state(); after != before {
-					t.Errorf("killed at step %s of attach: the namespace has\n%s\nwithout:\n%s", step, after, before)
+					t.Errorf("killed at step %s of attach: the namespace is not as before:%s", step, unlike(before, after))
 				}
 				r.stop()
 			}
@@ -210,7 +211,7 @@ func TestAServiceKilledAtAnyStepLeavesNothing(t *testing.T) {
 				}
 				r.detach("box")
 				if after := inside.state(); after != before {
-					t.Errorf("killed at step %s of detach: the namespace has\n%s\nwithout:\n%s", step, after, before)
+					t.Errorf("killed at step %s of detach: the namespace is not as before:%s", step, unlike(before, after))
 				}
 				r.stop()
 			}
@@ -251,7 +252,7 @@ func TestAFailureAtAnyStepLeavesNothing(t *testing.T) {
 					t.Errorf("step %s of attach failed, and the caller does not know", step)
 				}
 				if after := inside.state(); after != before {
-					t.Errorf("failed at step %s of attach: the namespace has\n%s\nwithout:\n%s", step, after, before)
+					t.Errorf("failed at step %s of attach: the namespace is not as before:%s", step, unlike(before, after))
 				}
 			}
 			for _, step := range detachSteps {
@@ -265,7 +266,7 @@ func TestAFailureAtAnyStepLeavesNothing(t *testing.T) {
 				fail("")
 				r.detach("box")
 				if after := inside.state(); after != before {
-					t.Errorf("failed at step %s of detach: the namespace has\n%s\nwithout:\n%s", step, after, before)
+					t.Errorf("failed at step %s of detach: the namespace is not as before:%s", step, unlike(before, after))
 				}
 			}
 			if records := r.records(); len(records) != 0 {
@@ -301,6 +302,7 @@ func TestANetworkStaysUpWhileTheServiceIsDead(t *testing.T) {
 				inside, outside := newSpace(t), newSpace(t)
 				inside.veth("eth0", outside, "out0")
 				inside.run("ip link set eth0 address 02:00:00:00:00:01 up; ip addr add 10.9.0.2/24 dev eth0")
+				inside.settle("eth0")
 				before := inside.state()
 				service, ended := r.alone("")
 				a := call[netv1.AttachReply](r, "attach", &netv1.AttachRequest{
@@ -331,7 +333,7 @@ func TestANetworkStaysUpWhileTheServiceIsDead(t *testing.T) {
 				inside.run("ip addr del 10.9.0.3/24 dev eth0")
 				r.detach("box.1")
 				if after := inside.state(); after != before {
-					t.Errorf("after a detach by the next service the namespace has\n%s\nbefore:\n%s", after, before)
+					t.Errorf("after a detach by the next service: the namespace is not as before:%s", unlike(before, after))
 				}
 			})
 		}
@@ -367,7 +369,7 @@ func TestTheServiceAloneNeedsTwoCapabilities(t *testing.T) {
 		r.open(a.Sandbox, a.Network.Links[0].Id)
 		r.detach(a.Sandbox)
 		if after := inside.state(); after != before {
-			t.Errorf("model %s: detach leaves\n%s\nbefore:\n%s", model, after, before)
+			t.Errorf("model %s: the namespace is not as before:%s", model, unlike(before, after))
 		}
 	}
 	_, err := ask[netv1.AttachReply](r, "attach", &netv1.AttachRequest{Sandbox: "host", Namespace: &netv1.Namespace{Pid: 1}})

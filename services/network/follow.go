@@ -26,8 +26,9 @@ const (
 
 // The kernel tells nobody that a socket begins to listen, so listeners are read
 // at moments: at these times after a change of the namespace, as engines start
-// their resolver about when they wire it; at every call of watch; and by a slow
-// clock for what listens at any other time.
+// their resolver about when they wire it; when somebody attaches again, inspects,
+// or watches the sandbox alone; and by a slow clock for what listens at any other
+// time.
 var listenerTimes = []time.Duration{100 * time.Millisecond, 300 * time.Millisecond, time.Second, 3 * time.Second, 10 * time.Second}
 
 const listenerClock = 30 * time.Second

@@ -83,7 +83,7 @@ func TestWhatChangesInTheNamespaceIsFollowed(t *testing.T) {
 		inside.run("ip link del eth1")
 		r.watchUntil("box", func(a *netv1.Attachment) bool { return len(a.Network.Links) == 0 && len(a.Nics) == 0 })
 		if after := inside.state(); after != before {
-			t.Errorf("after the link went the namespace has\n%s\nbefore:\n%s", after, before)
+			t.Errorf("after the link went: the namespace is not as before:%s", unlike(before, after))
 		}
 	}
 	r.detach("box")
@@ -255,6 +255,6 @@ func TestModelNoneGivesTheVMNoNIC(t *testing.T) {
 		t.Errorf("attached: %v", a)
 	}
 	if after := inside.state(); after != before {
-		t.Errorf("something was made:\n%s", after)
+		t.Errorf("the namespace is not as before:%s", unlike(before, after))
 	}
 }

@@ -12,7 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -123,12 +125,25 @@ func (s *space) open() *netspace.Namespace {
 	return ns
 }
 
+// settle waits until links that are up are so to the kernel, which gives them
+// their link-local address then: it looks at a carrier when it has time.
+func (s *space) settle(links ...string) {
+	s.t.Helper()
+	for _, name := range links {
+		for end := time.Now().Add(deadline); !strings.Contains(s.run("ip -6 addr show dev "+name), "fe80"); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				s.t.Fatalf("link %s does not come up", name)
+			}
+		}
+	}
+}
+
 // state is all that the service might leave: links, filters, disciplines. What
 // differs from one moment to another by itself is left out.
 func (s *space) state() string {
 	s.t.Helper()
 	return s.run(`
-ip -details -oneline link | sed -E 's/promiscuity [0-9]+ //; s/ state [A-Z]+//; s/,LOWER_UP|,NO-CARRIER|NO-CARRIER,|,M-DOWN//g'
+ip -details -oneline link | sed -E 's/promiscuity [0-9]+ //; s/ state [A-Za-z]+//; s/ [a-z_]+_timer +[0-9.]+//g; s/,LOWER_UP|,NO-CARRIER|NO-CARRIER,|,M-DOWN//g'
 ip -oneline addr | sed -E 's/ (tentative|dynamic)//g'
 for d in $(ls /proc/self/net/dev_snmp6 2>/dev/null; ip -o link | cut -d: -f2 | cut -d@ -f1 | sort -u); do
   tc qdisc show dev $d 2>/dev/null | sort; tc filter show dev $d ingress 2>/dev/null; tc filter show dev $d egress 2>/dev/null
@@ -357,3 +372,20 @@ func pass(t *testing.T, from, to *os.File, frame []byte) {
 
 // withHeader puts an empty virtio-net header before a frame, as the tap wants.
 func withHeader(f []byte) []byte { return append(make([]byte, 10), f...) }
+
+// unlike tells the lines in which two states differ.
+func unlike(before, after string) string {
+	var out strings.Builder
+	a, b := strings.Split(before, "\n"), strings.Split(after, "\n")
+	for _, l := range a {
+		if !slices.Contains(b, l) {
+			out.WriteString("\nbefore: " + l)
+		}
+	}
+	for _, l := range b {
+		if !slices.Contains(a, l) {
+			out.WriteString("\nafter:  " + l)
+		}
+	}
+	return out.String()
+}

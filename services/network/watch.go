@@ -119,14 +119,13 @@ func (s *Service) watch(ctx context.Context, req *netv1.WatchRequest) (*netv1.Wa
 	}
 }
 
-// pokeListeners has the listeners of a sandbox, or of all, read again.
+// pokeListeners has the listeners of a sandbox read again. Whoever watches all
+// is told by the moments of listenerTimes: hundreds of namespaces are not read
+// for each change of one.
 func (s *Service) pokeListeners(sandbox string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id, a := range s.attachments {
-		if sandbox != "" && id != sandbox {
-			continue
-		}
+	if a := s.attachments[sandbox]; a != nil {
 		select {
 		case a.poke <- struct{}{}:
 		default:

@@ -7,11 +7,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // newProcess is a process in a network namespace of its own.
@@ -137,6 +141,43 @@ func TestAProcessThatEndsIsNoticed(t *testing.T) {
 	}
 	if _, err := Find(ns.ID); !errors.Is(err, ErrGone) {
 		t.Errorf("a namespace without a process or a mount was found: %v", err)
+	}
+}
+
+func TestANamespaceThatAMountPinsIsFoundWithoutAProcess(t *testing.T) {
+	t.Parallel()
+	cmd := newProcess(t)
+	ns, err := Open(int32(cmd.Process.Pid), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pin := filepath.Join(t.TempDir(), "a pin") // the space is escaped in mountinfo
+	if err := os.WriteFile(pin, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid), pin, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(pin, unix.MNT_DETACH) })
+	id := ns.ID
+	ns.Close()
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	found, err := Find(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer found.Close()
+	if found.ID != id || found.PID != 0 {
+		t.Errorf("found %v of process %d, want %v of none", found.ID, found.PID, id)
+	}
+	listed := false
+	All(func(ns *Namespace) {
+		listed = listed || ns.ID == id
+		ns.Close()
+	})
+	if !listed {
+		t.Error("it is not among all namespaces")
 	}
 }
 

@@ -5,12 +5,14 @@ package scan
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"time"
 
-	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	netv1 "bulkhead/proto/net/v1"
@@ -39,22 +41,22 @@ const probeTime = 200 * time.Millisecond
 func Listeners(ns *netspace.Namespace) ([]*netv1.Listener, error) {
 	var found []*netv1.Listener
 	err := ns.Do(func() error {
-		nl, err := netlink.NewHandle(unix.NETLINK_INET_DIAG)
-		if err != nil {
-			return err
-		}
-		defer nl.Close()
-		for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-			tcp, err := nl.SocketDiagTCP(family)
-			if err != nil {
-				return fmt.Errorf("list TCP sockets: %w", err)
+		for _, kind := range []struct {
+			name     string
+			protocol uint8
+			state    uint8
+		}{{"tcp", unix.IPPROTO_TCP, stateListen}, {"udp", unix.IPPROTO_UDP, stateUnconnected}} {
+			for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+				some, err := sockets(family, kind.protocol, kind.state)
+				if err != nil {
+					return fmt.Errorf("list the %s sockets: %w", kind.name, err)
+				}
+				for _, at := range some {
+					if at.Addr().IsLoopback() && at.Port() != 0 {
+						found = append(found, &netv1.Listener{Protocol: kind.name, Address: at.Addr().String(), Port: uint32(at.Port())})
+					}
+				}
 			}
-			udp, err := nl.SocketDiagUDP(family)
-			if err != nil {
-				return fmt.Errorf("list UDP sockets: %w", err)
-			}
-			found = append(found, listening("tcp", tcp, stateListen)...)
-			found = append(found, listening("udp", udp, stateUnconnected)...)
 		}
 		found = append(found, redirected(found)...)
 		return nil
@@ -68,14 +70,32 @@ func Listeners(ns *netspace.Namespace) ([]*netv1.Listener, error) {
 	return slices.CompactFunc(found, same), nil
 }
 
-func listening(protocol string, sockets []*netlink.Socket, state uint8) []*netv1.Listener {
-	var found []*netv1.Listener
-	for _, s := range sockets {
-		if s.State == state && s.ID.Source.IsLoopback() && s.ID.SourcePort != 0 && s.ID.DestinationPort == 0 {
-			found = append(found, &netv1.Listener{Protocol: protocol, Address: s.ID.Source.String(), Port: uint32(s.ID.SourcePort)})
-		}
+// sockets are the local ends of the sockets of a state that are connected to
+// nobody, in the namespace of the calling thread. The kernel is asked for that
+// state alone: it has one table of connections for all namespaces, which may be
+// large, and need not walk it.
+func sockets(family, protocol, state uint8) ([]netip.AddrPort, error) {
+	request := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
+	body := make([]byte, 56) // struct inet_diag_req_v2
+	body[0], body[1] = family, protocol
+	binary.NativeEndian.PutUint32(body[4:], 1<<state)
+	request.AddRawData(body)
+	answers, err := request.Execute(unix.NETLINK_INET_DIAG, 0)
+	if err != nil {
+		return nil, err
 	}
-	return found
+	var found []netip.AddrPort
+	for _, m := range answers { // struct inet_diag_msg
+		if len(m) < 40 || m[0] != family || m[1] != state || binary.BigEndian.Uint16(m[6:]) != 0 {
+			continue
+		}
+		addr := netip.AddrFrom4([4]byte(m[8:12]))
+		if family == unix.AF_INET6 {
+			addr = netip.AddrFrom16([16]byte(m[8:24]))
+		}
+		found = append(found, netip.AddrPortFrom(addr.Unmap(), binary.BigEndian.Uint16(m[4:])))
+	}
+	return found, nil
 }
 
 // redirected finds resolvers behind a redirection. The caller is in the

@@ -27,12 +27,9 @@ func (w *Wire) redirect(from, to func() (netlink.Link, error)) error {
 	if err != nil {
 		return err
 	}
-	joined, err := w.redirects(source)
-	if err != nil {
+	there, err := w.redirection(source)
+	if err != nil || there != nil {
 		return err
-	}
-	if joined {
-		return nil
 	}
 	attrs := netlink.FilterAttrs{
 		LinkIndex: source.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS,
@@ -54,18 +51,18 @@ func (w *Wire) redirect(from, to func() (netlink.Link, error)) error {
 	return err
 }
 
-// redirects tells whether a device has our filter.
-func (w *Wire) redirects(l netlink.Link) (bool, error) {
+// redirection is our filter of a device; nil when it has none.
+func (w *Wire) redirection(l netlink.Link) (netlink.Filter, error) {
 	filters, err := w.NS.Netlink().FilterList(l, netlink.HANDLE_MIN_INGRESS)
 	if err != nil {
-		return false, fmt.Errorf("list the filters of %s: %w", l.Attrs().Name, err)
+		return nil, fmt.Errorf("list the filters of %s: %w", l.Attrs().Name, err)
 	}
 	for _, f := range filters {
 		if f.Attrs().Priority == Priority {
-			return true, nil
+			return f, nil
 		}
 	}
-	return false, nil
+	return nil, nil
 }
 
 // dropRedirect removes our filter from the link; that of the tap goes with it.
@@ -80,18 +77,23 @@ func (w *Wire) dropRedirect() error {
 	if err != nil {
 		return err
 	}
-	joined, err := w.redirects(l)
-	if err != nil || !joined {
+	filter, err := w.redirection(l)
+	if err != nil || filter == nil {
 		return err
 	}
-	err = w.NS.Netlink().FilterDel(&netlink.GenericFilter{FilterAttrs: netlink.FilterAttrs{
+	// Without a handle, all of that priority. The kernel compares the kind.
+	err = w.NS.Netlink().FilterDel(&netlink.GenericFilter{FilterType: filter.Type(), FilterAttrs: netlink.FilterAttrs{
 		LinkIndex: l.Attrs().Index, Parent: netlink.HANDLE_MIN_INGRESS,
 		Priority: Priority, Protocol: unix.ETH_P_ALL,
 	}})
-	if gone(err) {
+	if err == nil {
 		return nil
 	}
-	return err
+	// It may have gone meanwhile, with its discipline or its link.
+	if left, listErr := w.redirection(l); listErr == nil && left == nil {
+		return nil
+	}
+	return fmt.Errorf("remove the filter from %s: %w", l.Attrs().Name, err)
 }
 
 // hasIngress tells whether a link already has a place for filters of what comes
@@ -152,10 +154,14 @@ func (w *Wire) dropLinkQdisc() error {
 	if err != nil || !found {
 		return err
 	}
-	if err := w.NS.Netlink().QdiscDel(clsact(l)); !gone(err) {
-		return err
+	err = w.NS.Netlink().QdiscDel(clsact(l))
+	if err == nil {
+		return nil
 	}
-	return nil
+	if left, listErr := hasIngress(w.NS.Netlink(), l); listErr == nil && !left {
+		return nil
+	}
+	return fmt.Errorf("remove the queueing discipline from %s: %w", l.Attrs().Name, err)
 }
 
 func clsact(l netlink.Link) *netlink.Clsact {
@@ -187,10 +193,4 @@ func (w *Wire) dropAllMulticast() error {
 		return nil
 	}
 	return err
-}
-
-// gone tells whether what was to be removed is not there. The kernel's answers
-// differ by what is missing: the filter, its discipline or the link.
-func gone(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV)
 }
