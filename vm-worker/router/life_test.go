@@ -41,7 +41,7 @@ func TestSignalsArriveOnceAcrossRestarts(t *testing.T) {
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("signals %v", got)
 	}
-	if code := c.code(t, 5*time.Second); code != 9 {
+	if code := c.code(t, patience); code != 9 {
 		t.Errorf("exit code %d", code)
 	}
 	if len(c.signals) != 0 {
@@ -103,7 +103,7 @@ func TestManySignalsDisturbNoStream(t *testing.T) {
 	if len(got) != size || strings.Trim(got, "\x00") != "" {
 		t.Errorf("%d bytes of %d arrived, or not as they were", len(got), size)
 	}
-	if code := c.code(t, 5*time.Second); code != 0 {
+	if code := c.code(t, patience); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -112,7 +112,7 @@ func TestExitCodesOfSignalsAre128PlusN(t *testing.T) {
 	r := newRig(t)
 	c := r.run(1, []string{"sleep", "60"})
 	syscall.Kill(c.relay.PID, unix.SIGTERM)
-	if code := c.code(t, 5*time.Second); code != 128+15 {
+	if code := c.code(t, patience); code != 128+15 {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -122,15 +122,11 @@ func TestGoneEndsTheRelayAfterItHasWrittenWhatItGot(t *testing.T) {
 	c := r.run(1, []string{"sh", "-c", "echo last words; sleep 60"})
 	io.ReadFull(c.stdout, make([]byte, 4))
 	r.router.Gone(137, "the VM died")
-	began := time.Now()
 	if got := readAll(t, c.stdout); got != " words\n" {
 		t.Errorf("stdout %q", got)
 	}
-	if code := c.code(t, 2*time.Second); code != 137 {
+	if code := c.code(t, patience); code != 137 {
 		t.Errorf("exit code %d", code)
-	}
-	if took := time.Since(began); took > 1500*time.Millisecond {
-		t.Errorf("it took %v", took)
 	}
 }
 
@@ -155,7 +151,7 @@ func TestDeathOfTheVMEndsTheRelayEvenWithoutAWorker(t *testing.T) {
 	}
 	r.router.Close()
 	vm.Process.Kill()
-	if code := c.code(t, 2*time.Second); code != 137 {
+	if code := c.code(t, patience); code != 137 {
 		t.Errorf("exit code %d", code)
 	}
 	r.newRouter()
@@ -169,7 +165,7 @@ func TestKilledRelayIsReported(t *testing.T) {
 	if got := receive(t, r.lost); got != 1 {
 		t.Errorf("channel %d was lost", got)
 	}
-	if code := c.code(t, time.Second); code != 137 {
+	if code := c.code(t, patience); code != 137 {
 		t.Errorf("exit code %d", code)
 	}
 	// Its output is thrown away from now on, so the process does not block.

@@ -321,6 +321,9 @@ func pipe(t testing.TB) (r, w *os.File) {
 	return r, w
 }
 
+// patience bounds the wait for the end of a relay, on a machine that has other things to do.
+const patience = 30 * time.Second
+
 // code waits for the relay's end.
 func (c *container) code(t testing.TB, within time.Duration) int {
 	t.Helper()

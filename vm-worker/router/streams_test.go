@@ -29,7 +29,7 @@ func TestProcessGetsInputAndItsOutputAndExitCodeArrive(t *testing.T) {
 	if out != "out hello\n" || errs != "err hello\n" {
 		t.Errorf("stdout %q, stderr %q", out, errs)
 	}
-	if code := c.code(t, 5*time.Second); code != 42 {
+	if code := c.code(t, patience); code != 42 {
 		t.Errorf("exit code %d", code)
 	}
 	if got := <-r.exits; got != [2]int{1, 42} {
@@ -52,7 +52,7 @@ func TestOutputAndInputAreExactAtVolume(t *testing.T) {
 	began := time.Now()
 	echo(t, c, size)
 	t.Logf("%d MiB through stdin and back in %v: %.0f MB/s each way", size>>20, time.Since(began).Round(time.Millisecond), float64(size)/1e6/time.Since(began).Seconds())
-	if code := c.code(t, 5*time.Second); code != 0 {
+	if code := c.code(t, patience); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -84,7 +84,7 @@ func TestNothingIsLostOrRepeatedWhenWorkerAndLinkRestart(t *testing.T) {
 	echo(t, c, 96<<20)
 	close(stop)
 	t.Logf("%d restarts", <-restarted)
-	if code := c.code(t, 5*time.Second); code != 0 {
+	if code := c.code(t, patience); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -131,7 +131,7 @@ func TestClosedStdoutReachesTheProcessAsBrokenPipe(t *testing.T) {
 	if got := readAll(t, c.stderr); !strings.Contains(got, "141") && !strings.Contains(got, "Broken pipe") {
 		t.Errorf("the process did not see the broken pipe: %q", got)
 	}
-	if code := c.code(t, 5*time.Second); code != 3 {
+	if code := c.code(t, patience); code != 3 {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -157,7 +157,7 @@ func TestBackgroundChildDoesNotHoldTheExit(t *testing.T) {
 	if got := readAll(t, c.stdout); got != "done\n" {
 		t.Errorf("stdout %q", got)
 	}
-	if code := c.code(t, 5*time.Second); code != 7 {
+	if code := c.code(t, patience); code != 7 {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -174,7 +174,7 @@ func TestExitWaitsForTheOutputToBeRead(t *testing.T) {
 	if got := readAll(t, c.stdout); len(got) != 200000 || strings.Trim(got, "\x00") != "" {
 		t.Errorf("%d bytes on stdout", len(got))
 	}
-	if code := c.code(t, 5*time.Second); code != 4 {
+	if code := c.code(t, patience); code != 4 {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -194,7 +194,7 @@ func TestExitIsToldAlthoughNobodyReads(t *testing.T) {
 		if got := readAll(t, c.stdout); len(got) != size {
 			t.Errorf("%d bytes on stdout", len(got))
 		}
-		if code := c.code(t, 5*time.Second); code != 5 {
+		if code := c.code(t, patience); code != 5 {
 			t.Errorf("exit code %d", code)
 		}
 	})
@@ -211,7 +211,7 @@ func TestExitIsToldAlthoughNobodyReads(t *testing.T) {
 				}
 			}
 		}()
-		if code := c.code(t, 5*time.Second); code != 5 {
+		if code := c.code(t, patience); code != 5 {
 			t.Errorf("exit code %d", code)
 		}
 	})
@@ -252,7 +252,7 @@ func TestRelayAttachedAfterTheProcessLosesNothing(t *testing.T) {
 	if n := receive(t, c.signals); n != int(unix.SIGUSR2) {
 		t.Errorf("signal %d", n)
 	}
-	if code := c.code(t, 5*time.Second); code != 6 {
+	if code := c.code(t, patience); code != 6 {
 		t.Errorf("exit code %d", code)
 	}
 }

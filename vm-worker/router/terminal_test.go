@@ -110,7 +110,7 @@ func TestTerminalEchoesResizesAndHangsUp(t *testing.T) {
 	expect("40 100")
 	fmt.Fprintln(engine, "bye")
 	expect("got bye")
-	if code := c.code(t, 5*time.Second); code != 12 {
+	if code := c.code(t, patience); code != 12 {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -119,7 +119,7 @@ func TestClosedConsoleHangsUpTheProcess(t *testing.T) {
 	r := newRig(t)
 	c, engine := r.runTerminal(1, "sleep", "60")
 	engine.Close()
-	if code := c.code(t, 5*time.Second); code != 128+int(syscall.SIGHUP) {
+	if code := c.code(t, patience); code != 128+int(syscall.SIGHUP) {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -158,7 +158,7 @@ func TestForegroundTerminalIsProxiedAndRestored(t *testing.T) {
 	if !strings.Contains(seen.String(), "30 90") {
 		t.Errorf("the user's terminal showed %q", seen.String())
 	}
-	if code := c.code(t, 5*time.Second); code != 5 {
+	if code := c.code(t, patience); code != 5 {
 		t.Errorf("exit code %d", code)
 	}
 	if err := receive(t, proxied); err != nil {
