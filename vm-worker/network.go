@@ -232,7 +232,7 @@ func (n *network) sync(ctx context.Context) error {
 			delete(cards, cardID(a, l.GetId()))
 		}
 	}
-	for id := range cards {
+	for id := range cards { // what is left of them
 		if err := vm.DetachNIC(ctx, id); err != nil {
 			return err
 		}

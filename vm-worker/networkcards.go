@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 
 	"bulkhead/bus"
 	netv1 "bulkhead/proto/net/v1"
@@ -48,6 +49,17 @@ func (n *network) plug(ctx context.Context, a *netv1.Attachment) (cards map[stri
 		id := cardID(a, link.GetId())
 		if cards[id] != "" {
 			continue
+		}
+		for old, mac := range cards { // of the same link, before its host side was made anew: it may hold the queues
+			if !strings.HasPrefix(old, link.GetId()+"-") {
+				continue
+			}
+			if err := vm.DetachNIC(ctx, old); err != nil {
+				n.s.w.log.Warn("network card not taken out of the VM; it leads nowhere", "sandbox", n.s.id, "card", old, "error", err)
+				continue // its address stays taken
+			}
+			delete(cards, old)
+			delete(taken, mac)
 		}
 		mac := n.cardMAC(link, taken)
 		if err := n.plugOne(ctx, vm, id, link, mac); err != nil {

@@ -133,7 +133,7 @@ func (c *Container) create(ctx context.Context, req CreateRequest) (pid int, err
 	if err == nil {
 		err = errors.Join(holdErr, c.weighDisks(t.weights))
 		if err == nil && t.takesNetwork {
-			err = c.m.cfg.MoveNetwork(ctx, p.pid)
+			err = c.m.cfg.MoveNetwork(ctx, p.pid, t.linkSysctl)
 		}
 		if err != nil {
 			_ = c.cgroup.kill()

@@ -29,8 +29,9 @@ type Config struct {
 	Prepare func(_ context.Context, tag, label string) (dir string, err error)
 	// FindDisk waits for the disk with a serial number and returns its device node.
 	FindDisk func(ctx context.Context, serial string) (string, error)
-	// MoveNetwork puts the guest's network into the namespace of a process.
-	MoveNetwork func(ctx context.Context, pid int) error
+	// MoveNetwork puts the guest's network into the namespace of a process, and writes files of
+	// /proc/sys there.
+	MoveNetwork func(ctx context.Context, pid int, parameters map[string]string) error
 	// WeighDisk makes the weights of cgroups count on a disk.
 	WeighDisk func(major, minor int64) error
 	StateDir  string // libcontainer's state; a tmpfs

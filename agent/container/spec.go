@@ -25,6 +25,7 @@ type translation struct {
 	sysctl       map[string]string         // written by the agent, not by libcontainer
 	weights      []specs.LinuxWeightDevice // of single disks, the same
 	takesNetwork bool                      // the guest's network moves into its namespace
+	linkSysctl   map[string]string         // files of /proc/sys that are there with the network, and their values
 }
 
 // translate turns the host's specification into libcontainer's configuration.
@@ -63,6 +64,11 @@ func translate(spec *specs.Spec, key string, layout layout, joined joined) (*tra
 		spec.Mounts = bindOwnCgroup(spec.Mounts, key)
 	}
 	spec.Linux.Sysctl, t.sysctl = splitSysctl(spec.Linux.Sysctl, hasNamespace(spec.Linux, specs.NetworkNamespace))
+	if t.takesNetwork {
+		if spec.Linux.Sysctl, t.linkSysctl, err = splitLinkSysctl(spec.Linux.Sysctl); err != nil {
+			return nil, err
+		}
+	}
 	guestResources(spec.Linux.Resources)
 	spec.Hooks = guestHooks(spec.Hooks)
 	trimSeccomp(spec.Linux.Seccomp, hasX32)

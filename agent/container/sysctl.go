@@ -32,6 +32,26 @@ func splitSysctl(all map[string]string, ownNetwork bool) (namespaced, guest map[
 	return namespaced, guest
 }
 
+// splitLinkSysctl separates the parameters of single network devices, as files, from the others:
+// these devices come into the container's namespace when it is there.
+func splitLinkSysctl(all map[string]string) (others, links map[string]string, err error) {
+	others, links = map[string]string{}, map[string]string{}
+	for key, value := range all {
+		parts := strings.Split(dotted(key), ".")
+		ofLink := len(parts) == 5 && parts[0] == "net" && (parts[2] == "conf" || parts[2] == "neigh") && !slices.Contains([]string{"all", "default", "lo"}, parts[3])
+		if !ofLink {
+			others[key] = value
+			continue
+		}
+		path, err := sysctlPath("/proc/sys", key)
+		if err != nil {
+			return nil, nil, err
+		}
+		links[path] = value
+	}
+	return others, links, nil
+}
+
 // dotted returns the form with dots as separators. Both separators are allowed, the
 // first one in the name decides, and the other then stands for a literal
 // character of an element (sysctl(8)): net/ipv4/conf/eno2.100/forwarding.

@@ -134,8 +134,9 @@ func (n *Network) apply(ctx context.Context, req *agentv1.NetworkRequest) (*agen
 }
 
 // Move puts the network into the namespace of another process, for a container
-// whose root has power over no other. The devices go there and are set up anew.
-func (n *Network) Move(ctx context.Context, pid int) error {
+// whose root has power over no other. The devices go there and are set up anew, and then
+// the parameters are written: files of /proc/sys.
+func (n *Network) Move(ctx context.Context, pid int, parameters map[string]string) error {
 	home, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
 	if err != nil {
 		return fmt.Errorf("opening the container's network namespace: %w", err)
@@ -151,14 +152,25 @@ func (n *Network) Move(ctx context.Context, pid int) error {
 		_ = old.Close()
 	}
 	n.made.forget()
-	if n.last == nil {
+	if n.last != nil {
+		reply, err := n.apply(ctx, n.last)
+		if err != nil {
+			return err
+		}
+		if problems := reply.GetProblems(); len(problems) > 0 {
+			return errors.New(problems[0])
+		}
+	}
+	return inside(home, func() error {
+		for path, value := range parameters {
+			if err := os.WriteFile(path, []byte(value), 0); errors.Is(err, os.ErrNotExist) {
+				return fmt.Errorf("%w: linux.sysctl: there is no %s in the guest", ErrInvalid, path)
+			} else if err != nil {
+				return fmt.Errorf("%w: linux.sysctl: writing %q to %s: %w", ErrInvalid, value, path, err)
+			}
+		}
 		return nil
-	}
-	reply, err := n.apply(ctx, n.last)
-	if err == nil && len(reply.GetProblems()) > 0 {
-		err = errors.New(reply.GetProblems()[0])
-	}
-	return err
+	})
 }
 
 // work is one pass over the namespace the network is in.

@@ -202,10 +202,11 @@ func TestTheNetworkIsTheContainersAlsoInAUserNamespace(t *testing.T) {
 	plug(t, vm, 2)
 	network := &netv1.Network{Links: []*netv1.Link{guestLink(2, "eth0", "10.1.0.2/24", "fd00:1::2/64")}, Routes: []*netv1.Route{route("0.0.0.0/0", "10.1.0.1", "n2")}}
 	call[agentv1.NetworkReply](t, vm, "network", networkOf(1, network))
-	ct := create(t, vm, "mapped", sh("ip -o addr show dev eth0; ip route; nc -l -p 80 -e true & sleep 0.1; ip link add br0 type bridge && echo made; read x; ip -o addr show dev eth0; ip -o addr show dev eth1"), func(s *specs.Spec) {
+	ct := create(t, vm, "mapped", sh("cat /proc/sys/net/ipv4/conf/eth0/forwarding /proc/sys/net/ipv4/conf/all/rp_filter; ip -o addr show dev eth0; ip route; nc -l -p 80 -e true & sleep 0.1; ip link add br0 type bridge && echo made; read x; ip -o addr show dev eth0; ip -o addr show dev eth1"), func(s *specs.Spec) {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 		mapping := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
 		s.Linux.UIDMappings, s.Linux.GIDMappings = mapping, mapping
+		s.Linux.Sysctl = map[string]string{"net.ipv4.conf.eth0.forwarding": "1", "net.ipv4.ip_forward": "0", "net/ipv4/conf/all/rp_filter": "2"}
 		for _, set := range []*[]string{&s.Process.Capabilities.Bounding, &s.Process.Capabilities.Effective, &s.Process.Capabilities.Permitted} {
 			*set = append(*set, "CAP_NET_ADMIN")
 		}
@@ -213,6 +214,9 @@ func TestTheNetworkIsTheContainersAlsoInAUserNamespace(t *testing.T) {
 	ct.start(t)
 	if err := ct.Until(within(t), "made\n"); err != nil {
 		t.Fatalf("the container says %q: %v", ct.Output(), err)
+	}
+	if !strings.HasPrefix(ct.Output(), "1\n2\n") {
+		t.Errorf("kernel parameters: %q", ct.Output())
 	}
 	for _, want := range []string{"10.1.0.2/24", "fd00:1::2/64", "default via 10.1.0.1"} {
 		if !strings.Contains(ct.Output(), want) {
