@@ -5,9 +5,11 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/vishvananda/netlink"
 	"google.golang.org/protobuf/proto"
 
 	netv1 "bulkhead/proto/net/v1"
@@ -24,6 +26,9 @@ import (
 // that cannot be joined is a problem in a sentence, and is tried again.
 func (s *Service) conform(ctx context.Context, a *attachment, strict bool) error {
 	if err := s.step("scan"); err != nil {
+		return err
+	}
+	if err := s.dropBroken(a); err != nil {
 		return err
 	}
 	found, err := scan.Scan(a.ns, scan.Options{ID: a.idOf, MAC: a.macOf})
@@ -111,6 +116,24 @@ func (s *Service) dropAbsent(a *attachment) error {
 	return nil
 }
 
+// dropBroken takes back the rest of NICs whose device somebody else removed. The
+// card of a VM leads nowhere then; the link comes back by another id, so that the
+// VM gets a card anew.
+func (s *Service) dropBroken(a *attachment) error {
+	for _, nic := range slices.Clone(a.record.Nics) {
+		var absent netlink.LinkNotFoundError
+		if _, err := a.ns.Netlink().LinkByName(nic.Device); a.unjoined[nic] || !errors.As(err, &absent) {
+			continue
+		}
+		s.log.Warn("the device of a NIC was removed by somebody else; it is made anew", "sandbox", a.sandbox, "link", nic.Link, "device", nic.Device)
+		if err := s.take(a, nic); err != nil {
+			return err
+		}
+		a.record.Retired = append(a.record.Retired, nic.LinkIndex)
+	}
+	return nil
+}
+
 // take takes a NIC back and out of the record.
 func (s *Service) take(a *attachment, nic *netv1.Nic) error {
 	if err := s.wireOf(a, nic).Leave(); err != nil {
@@ -146,7 +169,7 @@ func (s *Service) followLinks(a *attachment, before *netv1.Network, fresh []*net
 // wireOf is the host's side of a NIC, with the guard on it.
 func (s *Service) wireOf(a *attachment, nic *netv1.Nic) *wire.Wire {
 	w := &wire.Wire{
-		NS: a.ns, NIC: nic, Alias: s.alias(a.sandbox, nic.Link), Step: s.step,
+		NS: a.ns, NIC: nic, Alias: s.alias(a.sandbox, nic.Link), Attached: a.record.Attached.AsTime(), Step: s.step,
 		Guard:   func() error { return s.guard.Attach(s.guarded(a, nic)) },
 		Unguard: func() error { return s.guard.Detach(s.guarded(a, nic)) },
 	}

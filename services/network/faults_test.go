@@ -327,7 +327,7 @@ func TestANetworkStaysUpWhileTheServiceIsDead(t *testing.T) {
 				r.start()
 				exchange("when it is back")
 				again := call[netv1.InspectReply](r, "inspect", &netv1.InspectRequest{Sandbox: "box.1"}).Attachment
-				if got := again.Network.Links; len(got) != 1 || got[0].Id != link.Id || got[0].Mac != link.Mac || !hasAddress(got[0], "10.9.0.3/24") {
+				if got := again.Network.Links; len(got) != 1 || got[0].Id != link.Id || got[0].Mac != link.Mac || !again.Attached.AsTime().Equal(a.Attached.AsTime()) || !hasAddress(got[0], "10.9.0.3/24") {
 					t.Errorf("taken over: %v", again)
 				}
 				inside.run("ip addr del 10.9.0.3/24 dev eth0")

@@ -103,6 +103,36 @@ func TestWhatChangesInTheNamespaceIsFollowed(t *testing.T) {
 	}
 }
 
+func TestATapThatSomebodyRemovesIsMadeAnew(t *testing.T) {
+	t.Parallel()
+	for _, model := range models {
+		t.Run(model, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, func(d *Deps) { d.Config.Model = model; d.Log = nil }).start()
+			inside, outside := newSpace(t), newSpace(t)
+			inside.veth("eth0", outside, "out0")
+			inside.run("ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0")
+			inside.settle("eth0")
+			before := inside.state()
+			first := r.attach("box", inside)
+			inside.run("ip link del " + first.Nics[0].Device)
+			again := r.watchUntil("box", func(a *netv1.Attachment) bool {
+				return len(a.Network.Links) == 1 && a.Network.Links[0].Id != first.Network.Links[0].Id
+			})
+			link := again.Network.Links[0]
+			if link.Mac != first.Network.Links[0].Mac || len(again.Nics) != 1 {
+				t.Errorf("made anew: %v", again)
+			}
+			tap := r.open("box", link.Id)[0]
+			pass(t, outside.packets("out0"), tap, frame(link.Mac, "02:00:00:00:00:99", "10.9.0.1", "10.9.0.2", "to the guest once more"))
+			r.detach("box")
+			if after := inside.state(); after != before {
+				t.Errorf("the namespace is not as before:%s", unlike(before, after))
+			}
+		})
+	}
+}
+
 func TestWatchTellsOnlyWhatIsNews(t *testing.T) {
 	t.Parallel()
 	r := newRig(t).start()

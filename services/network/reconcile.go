@@ -111,6 +111,9 @@ func (s *Service) resume(ctx context.Context, a *attachment) error {
 	if a.events, err = a.ns.Subscribe(); err != nil {
 		return err
 	}
+	if err := s.dropBroken(a); err != nil {
+		s.log.Warn("what is left of a NIC is not taken back", "sandbox", a.sandbox, "error", err)
+	}
 	for _, nic := range a.record.Nics {
 		if a.link(nic.Link) == nil {
 			continue // it never came so far as to be told
@@ -168,14 +171,14 @@ func (s *Service) takeUnrecorded(ctx context.Context, ns *netspace.Namespace) {
 		ns.Close()
 		return
 	}
-	found := &netv1.Attachment{Namespace: named(ns), Attached: timestamppb.Now(), Network: &netv1.Network{}, State: stateDetaching}
+	found := &netv1.Attachment{Namespace: named(ns), Network: &netv1.Network{}, State: stateDetaching}
 	for _, l := range links {
-		token, nic, ours := wire.Recover(l, s.aliasPrefix())
+		token, attached, nic, ours := wire.Recover(l, s.aliasPrefix())
 		sandbox, err := bus.Untoken(token)
 		if !ours || err != nil {
 			continue
 		}
-		found.Sandbox = sandbox
+		found.Sandbox, found.Attached = sandbox, timestamppb.New(attached)
 		found.Nics = append(found.Nics, nic)
 		found.Retired = append(found.Retired, retiredBefore(nic)...)
 		found.Policy = &netv1.Policy{Model: nic.Model, Queues: nic.Queues, AllowSpoofing: !s.cfg.SpoofProtection}

@@ -6,6 +6,7 @@ package wire
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -20,22 +21,23 @@ func (w *Wire) fullAlias() string {
 	if mac == "" {
 		mac = "-"
 	}
-	return fmt.Sprintf("%s %d %s %d %t %t %s", w.Alias, n.LinkIndex, n.Model, n.Queues, n.QdiscFound, n.AllMulticast, mac)
+	return fmt.Sprintf("%s %d %d %s %d %t %t %s", w.Alias, w.Attached.UnixNano(), n.LinkIndex, n.Model, n.Queues, n.QdiscFound, n.AllMulticast, mac)
 }
 
 // Recover reads a NIC from the alias of its tap or macvtap, which begins with
 // prefix.
-func Recover(l netlink.Link, prefix string) (sandbox string, nic *netv1.Nic, ok bool) {
+func Recover(l netlink.Link, prefix string) (sandbox string, attached time.Time, nic *netv1.Nic, ok bool) {
 	text, ours := strings.CutPrefix(l.Attrs().Alias, prefix)
 	if !ours || l.Type() == "bridge" {
-		return "", nil, false
+		return "", attached, nil, false
 	}
 	whose, rest, _ := strings.Cut(text, " ")
 	sandbox, link, found := strings.Cut(whose, ":")
 	nic = &netv1.Nic{Link: link, Device: l.Attrs().Name}
-	n, err := fmt.Sscanf(rest, "%d %s %d %t %t %s", &nic.LinkIndex, &nic.Model, &nic.Queues, &nic.QdiscFound, &nic.AllMulticast, &nic.LinkMac)
-	if !found || err != nil || n != 6 {
-		return "", nil, false
+	var since int64
+	n, err := fmt.Sscanf(rest, "%d %d %s %d %t %t %s", &since, &nic.LinkIndex, &nic.Model, &nic.Queues, &nic.QdiscFound, &nic.AllMulticast, &nic.LinkMac)
+	if !found || err != nil || n != 7 {
+		return "", attached, nil, false
 	}
 	if nic.LinkMac == "-" {
 		nic.LinkMac = ""
@@ -43,7 +45,7 @@ func Recover(l netlink.Link, prefix string) (sandbox string, nic *netv1.Nic, ok 
 	if nic.Model == ModelBridge {
 		nic.Bridge = bridgeName(int(nic.LinkIndex))
 	}
-	return sandbox, nic, true
+	return sandbox, time.Unix(0, since), nic, true
 }
 
 func tapName(index int) string    { return fmt.Sprintf("bhtap%d", index) }

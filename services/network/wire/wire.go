@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -31,10 +32,11 @@ const (
 
 // Wire is a NIC's host side to be made or taken back.
 type Wire struct {
-	NS    *netspace.Namespace
-	NIC   *netv1.Nic // what is made; Plan fills it
-	Alias string     // begins that of the devices, and says whose they are
-	MTU   uint32
+	NS       *netspace.Namespace
+	NIC      *netv1.Nic // what is made; Plan fills it
+	Alias    string     // begins that of the devices, and says whose they are
+	Attached time.Time  // when the sandbox was, which is in the alias too
+	MTU      uint32
 	// Step is called before each step with its name; an error of it is the
 	// step's. Tests fail and end the process there.
 	Step func(step string) error
