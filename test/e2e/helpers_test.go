@@ -19,9 +19,9 @@ import (
 
 const (
 	// commandTime bounds a command that starts no VM.
-	commandTime = 60 * time.Second
+	commandTime = 2 * time.Minute
 	// launchTime bounds a command that does, on a busy machine under emulation.
-	launchTime = 120 * time.Second
+	launchTime = 5 * time.Minute
 	// cleanTime is the product's promise for the traces of whatever died.
 	cleanTime = 10 * time.Second
 	// deathTime bounds the wait for the news of a death: the 2 s that are promised, on a machine that has other things to do.

@@ -66,6 +66,8 @@ func (h *Host) text(s Settings) string {
 	}
 	fmt.Fprintf(&b, "[vm]\nkernel = %q\nimage = %q\n",
 		orDefault(s.Kernel, filepath.Join(h.Ground.Guest, "vmlinux")), orDefault(s.Image, filepath.Join(h.Ground.Guest, "image.ext4")))
+	// Machines that come up ten at a time on a busy host take their time.
+	fmt.Fprintf(&b, "boot_timeout = \"3m\"\n")
 	if s.Hypervisor != "" {
 		fmt.Fprintf(&b, "hypervisor = %q\n", s.Hypervisor)
 	}
