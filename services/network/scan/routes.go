@@ -4,6 +4,7 @@
 package scan
 
 import (
+	"errors"
 	"fmt"
 	"net"
 
@@ -147,6 +148,9 @@ func (r *reading) rules() ([]*netv1.Rule, error) {
 	var found []*netv1.Rule
 	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
 		all, err := r.nl.RuleList(family)
+		if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+			continue // a kernel without the family, or without rules
+		}
 		if err != nil {
 			return nil, fmt.Errorf("read the rules of policy routing: %w", err)
 		}
