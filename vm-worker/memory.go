@@ -141,12 +141,14 @@ func templateShared(dir string) (uint64, error) {
 		return 0, fmt.Errorf("read the memory of a VM: %w", err)
 	}
 	var shared, rss uint64
-	ofFile := false
+	ofFile := false // the mapping is a file's, private and writable
 	for line := range strings.Lines(string(raw)) {
 		words := strings.Fields(line)
 		switch {
 		case len(words) >= 5 && strings.Contains(words[0], "-"): // "start-end rw-p offset device inode path"
 			ofFile = words[1] == "rw-p" && words[4] != "0" && !strings.Contains(line, ".so")
+		case ofFile && words[0] == "Size:":
+			ofFile = kib(words) >= leastGuest // the guest's kernel is mapped so as well, while it is loaded
 		case ofFile && words[0] == "Rss:":
 			rss = kib(words)
 		case ofFile && words[0] == "Anonymous:":
@@ -155,6 +157,9 @@ func templateShared(dir string) (uint64, error) {
 	}
 	return shared, nil
 }
+
+// leastGuest is less than any guest has for its memory.
+const leastGuest = 32 << 20
 
 func kib(words []string) uint64 {
 	n, err := strconv.ParseUint(words[1], 10, 64)

@@ -21,6 +21,10 @@ Size:             131072 kB
 Rss:               40960 kB
 Pss:                2000 kB
 Anonymous:         10240 kB
+7f0008000000-7f0009400000 rw-p 00000000 fe:00 78 /guest/kernel
+Size:              20480 kB
+Rss:               15360 kB
+Anonymous:             0 kB
 7f0010000000-7f0010200000 rw-s 00000000 fe:00 88 /guest/image
 Rss:                1024 kB
 Anonymous:             0 kB

@@ -61,7 +61,7 @@ var (
 	partNames     = []string{"create", "start", "end", "delete"}
 	twinNames     = slices.Concat(runNames, partNames, []string{"exec_true", "state", "echo_rtt", "stdout_rate", "stdin_rate", "mem_per_vm"})
 	runscNames    = slices.Concat(runNames, []string{"exec_true", "mem_per_vm"})
-	bulkheadNames = []string{"vm_pss", "relay_pss", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "idle_cpu_per_vm", "starts_per_s", "vms_live", phasePrefix}
+	bulkheadNames = []string{"vm_pss", "relay_pss", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "ksm_saved_per_vm", "idle_cpu_per_vm", "starts_per_s", "vms_live", phasePrefix}
 )
 
 // twin is the name of a runtime's number beside bulkhead's.

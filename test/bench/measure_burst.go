@@ -36,7 +36,7 @@ func (b *bench) burstSize() int {
 // measureBurst takes what idle containers cost, of a number of them that is started
 // at once: memory before and after KSM, processor time, and how fast they came.
 func measureBurst(ctx context.Context, b *bench) (err error) {
-	if b.bulkhead == nil || !b.results.wants("mem_per_vm", "vm_pss", "relay_pss", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "idle_cpu_per_vm", "starts_per_s") {
+	if b.bulkhead == nil || !b.results.wants("mem_per_vm", "vm_pss", "relay_pss", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "ksm_saved_per_vm", "idle_cpu_per_vm", "starts_per_s") {
 		return nil
 	}
 	n := b.burstSize()

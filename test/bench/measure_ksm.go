@@ -19,7 +19,7 @@ import (
 )
 
 // ksmNames are the numbers that need a ksm service that steers the kernel.
-var ksmNames = []string{"mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after"}
+var ksmNames = []string{"mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "ksm_saved_per_vm"}
 
 const (
 	// mergeTime bounds the wait for the loop to settle.
@@ -93,6 +93,7 @@ func (b *bench) merge(ctx context.Context, before float64, n int) (err error) {
 		steps = append(steps, step{time.Since(began), status.SavedBytes})
 		b.progress("ksm: %s, %.0f MB saved", phase, float64(status.SavedBytes)/1e6)
 	}
+	b.results.addMean("ksm_saved_per_vm", "MB", float64(steps[len(steps)-1].saved)/1e6, n)
 	final := steps[len(steps)-1].saved
 	for _, s := range steps {
 		if s.saved >= final-final/100 {

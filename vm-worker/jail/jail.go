@@ -65,6 +65,9 @@ type Config struct {
 	OOMScoreAdj *int `json:"oom_score_adj,omitempty"`
 	// Hostname is what the jail's UTS namespace says.
 	Hostname string `json:"hostname,omitempty"`
+	// Mergeable lets the host merge all anonymous memory of the program with equal pages of other processes
+	// (prctl(2), PR_SET_MEMORY_MERGE, Linux 6.4); a kernel that has no such thing is obeyed.
+	Mergeable bool `json:"mergeable,omitempty"`
 	// Stage and Export are two places of one tmpfs, Export read-only
 	// (vm-worker/share says what for). Empty: none.
 	Stage  string `json:"stage,omitempty"`

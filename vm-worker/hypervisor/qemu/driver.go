@@ -237,6 +237,7 @@ func jailConfig(s hypervisor.Spec, argv []string) jail.Config {
 		OOMScoreAdj:  s.OOMScoreAdj,
 		Hostname:     "bulkhead",
 		NoHugePages:  true,
+		Mergeable:    s.Mergeable,
 		Stage:        share.StageDir,
 		Export:       share.ExportDir,
 	}

@@ -28,6 +28,11 @@ func TestMemoryIsMergeableOnlyWhereItMayBe(t *testing.T) {
 				marked++
 			}
 		}
+		// And QEMU's own memory, on kernels that can be asked for that.
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/ksm_stat", vm.Record().PID))
+		if name := "ksm_merge_any: "; err == nil && strings.Contains(string(stat), name) && strings.Contains(string(stat), name+"yes") != mergeable {
+			t.Errorf("mergeable %v: the kernel says %s", mergeable, stat)
+		}
 		if mergeable != (marked >= 2) || !mergeable && marked > 0 {
 			t.Errorf("mergeable %v: the kernel may merge %d areas of its memory", mergeable, marked)
 		}
