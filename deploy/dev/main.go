@@ -78,7 +78,7 @@ func up(build string) error {
   containers      %s list
   operators       nats --context bulkhead micro ls
   Docker          /etc/docker/daemon.json: %s
-                  docker run --rm -it --runtime bulkhead --network none IMAGE
+                  docker run --rm -it --runtime bulkhead IMAGE
 
 make down stops it, and its containers.
 `, d.PID, d.Log, def.Host.RunDir, filepath.Join(build, "bin", "bulkhead"), runtimes)
