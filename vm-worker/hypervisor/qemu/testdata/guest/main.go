@@ -169,6 +169,31 @@ func switchOn(name string) error {
 	return nil
 }
 
+// sysGetrandom is the number of getrandom(2) on x86-64, which package syscall lacks.
+const sysGetrandom = 318
+
+// awaitFork waits until the kernel has been told that its machine is a clone (drivers/char/random.c, vmfork).
+func awaitFork() error {
+	fd, err := syscall.Open("/dev/kmsg", syscall.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer syscall.Close(fd)
+	buf := make([]byte, 8192) // a record each
+	for range 1000 {
+		n, err := syscall.Read(fd, buf)
+		switch {
+		case err == syscall.EAGAIN:
+			time.Sleep(10 * time.Millisecond)
+		case err != nil && err != syscall.EPIPE: // some were lost
+			return err
+		case n > 0 && strings.Contains(string(buf[:n]), "virtual machine fork"):
+			return nil
+		}
+	}
+	return fmt.Errorf("the kernel was not told that its machine is a clone")
+}
+
 func obey(words []string) string {
 	arg := func(i int) string {
 		if i < len(words) {
@@ -180,6 +205,14 @@ func obey(words []string) string {
 	switch arg(0) {
 	case "echo":
 		return strings.Join(words[1:], " ")
+	case "forked":
+		err = awaitFork()
+	case "random":
+		var b [16]byte
+		if _, _, errno := syscall.Syscall(sysGetrandom, uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), 0); errno != 0 {
+			return errno.Error()
+		}
+		return fmt.Sprintf("%x", b)
 	case "fill": // in memory
 		err = os.WriteFile("/run/fill", bytes.Repeat([]byte("not zero"), 8<<20), 0o600)
 	case "empty":
