@@ -97,6 +97,13 @@ func (s *Service) conform(ctx context.Context, a *attachment, strict bool) error
 		problems = append(problems, err.Error())
 		s.log.Warn("a change of a link is not followed", "sandbox", a.sandbox, "error", err)
 	}
+	for _, nic := range a.record.Nics {
+		for _, sentence := range s.guard.Problems(s.guarded(a, nic)) {
+			if !slices.Contains(problems, sentence) {
+				problems = append(problems, sentence)
+			}
+		}
+	}
 	a.record.Problems = problems
 	return nil
 }

@@ -26,6 +26,8 @@ type Guard interface {
 	Detach(Guarded) error
 	// Spoofed counts the frames of the VM that were dropped.
 	Spoofed(Guarded) (uint64, error)
+	// Problems are sentences: what this host cannot check or keep apart.
+	Problems(Guarded) []string
 }
 
 // Guarded is one NIC, and what of it is to be checked.

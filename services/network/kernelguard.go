@@ -10,8 +10,6 @@ import (
 	"net/netip"
 	"sync"
 
-	"github.com/hashicorp/go-hclog"
-
 	"bulkhead/services/network/guard"
 	"bulkhead/services/network/netspace"
 	"bulkhead/services/network/wire"
@@ -19,8 +17,6 @@ import (
 
 // kernelGuard checks by the kernel's eBPF classifiers (package guard).
 type kernelGuard struct {
-	log hclog.Logger
-
 	mu   sync.Mutex              // guards taps
 	taps map[guardKey]*guard.Tap // those whose rules and counts are at hand
 }
@@ -30,8 +26,8 @@ type guardKey struct {
 	device string
 }
 
-func newKernelGuard(log hclog.Logger) *kernelGuard {
-	return &kernelGuard{log: log, taps: map[guardKey]*guard.Tap{}}
+func newKernelGuard() *kernelGuard {
+	return &kernelGuard{taps: map[guardKey]*guard.Tap{}}
 }
 
 func (k *kernelGuard) Attach(g Guarded) error {
@@ -63,10 +59,7 @@ func (k *kernelGuard) Attach(g Guarded) error {
 	}
 	err = guard.AttachLink(nl, link, device)
 	if errors.Is(err, guard.ErrUnsupported) {
-		// The VM has all it needs; what runs in the namespace itself, such as Docker's
-		// resolver, hears no answers from outside.
-		k.log.Warn("sockets of a container's network namespace get no packets from outside", "link", g.Facts.Name, "error", err)
-		return nil
+		return nil // the VM has all it needs; Problems says what is missing
 	}
 	return err
 }
@@ -109,6 +102,16 @@ func (k *kernelGuard) Spoofed(g Guarded) (uint64, error) {
 	}
 	counts, err := tap.Counts()
 	return counts.Total(), err
+}
+
+func (k *kernelGuard) Problems(g Guarded) (sentences []string) {
+	if err := guard.Supported(); err != nil && g.Model == wire.ModelTC {
+		sentences = append(sentences, fmt.Sprintf("sockets of the namespace itself, an engine's resolver for one, hear no answers from outside: %v", err))
+	}
+	if err := guard.ChecksumsChecked(); err != nil && !g.Policy.AllowSpoofing {
+		sentences = append(sentences, fmt.Sprintf("a VM that has the host write checksums over its addresses is not seen: %v", err))
+	}
+	return sentences
 }
 
 // Close gives up the descriptors; the checks go on.

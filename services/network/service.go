@@ -106,7 +106,7 @@ func newService(ctx context.Context, d Deps) (*Service, error) {
 		s.log = hclog.NewNullLogger()
 	}
 	if s.guard == nil {
-		k := newKernelGuard(s.log)
+		k := newKernelGuard()
 		s.guard, s.closeGuard = k, k.Close
 	}
 	if s.step == nil {
