@@ -14,6 +14,7 @@ import (
 
 	"bulkhead/agent/container"
 	"bulkhead/agent/guest"
+	"bulkhead/agent/loopback"
 	"bulkhead/agent/network"
 	"bulkhead/agent/reaper"
 	"bulkhead/bus/link"
@@ -23,6 +24,7 @@ import (
 const (
 	ctlPort = "bulkhead.ctl"
 	ioPort  = "bulkhead.io"
+	netPort = "bulkhead.net"
 	// portTimeout bounds the wait for a port: the hypervisor announces both while the kernel boots.
 	portTimeout = 30 * time.Second
 	// closeTimeout bounds the removal of the containers when the agent ends.
@@ -45,6 +47,7 @@ type agent struct {
 	shares     guest.Shares
 	containers *container.Manager
 	network    *network.Network
+	loopback   *loopback.Forwarder
 	identity   identity
 	events     events
 }
@@ -65,6 +68,8 @@ func Run(ctx context.Context, deps Deps) error {
 		deps.Log.Warn("the host sent a senseless frame", "channel", channel, "error", err)
 	}})
 	a := &agent{log: deps.Log, begun: deps.Begun, network: network.New()}
+	// The third port is opened when there is need: most guests have none.
+	a.loopback = loopback.New(deps.Log.Named("loopback"), func(ctx context.Context) (*link.Listener, error) { return openPort(ctx, netPort) })
 	a.containers = container.NewManager(container.Config{
 		Log:         deps.Log,
 		Reaper:      orphans,
@@ -73,7 +78,7 @@ func Run(ctx context.Context, deps Deps) error {
 		OOMKilled:   a.outOfMemory,
 		Prepare:     a.mountShare,
 		Labels:      labels(),
-		MoveNetwork: a.network.Move,
+		MoveNetwork: a.moveNetwork,
 		FindDisk:    findDisk, WeighDisk: guest.WeighDisk,
 		StateDir: stateDir, MemoryDir: memoryDir,
 	})

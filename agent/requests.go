@@ -19,9 +19,26 @@ import (
 	vmv1 "bulkhead/proto/vm/v1"
 )
 
-// setNetwork gives the guest the network that its container has on the host.
+// setNetwork gives the guest the network that its container has on the host, and what
+// listens there on loopback addresses.
 func (a *agent) setNetwork(ctx context.Context, req *agentv1.NetworkRequest) (*agentv1.NetworkReply, error) {
-	return a.network.Apply(ctx, req)
+	reply, err := a.network.Apply(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	reply.Problems = append(reply.Problems, a.loopback.Set(a.network.Inside, req.GetNetwork().GetListeners())...)
+	return reply, nil
+}
+
+// moveNetwork puts the network into the namespace of a container.
+func (a *agent) moveNetwork(ctx context.Context, pid int, parameters map[string]string) error {
+	if err := a.network.Move(ctx, pid, parameters); err != nil {
+		return err
+	}
+	if problems := a.loopback.Moved(a.network.Inside); len(problems) > 0 {
+		return errors.New(problems[0])
+	}
+	return nil
 }
 
 func (a *agent) create(ctx context.Context, req *agentv1.CreateRequest) (*agentv1.CreateReply, error) {

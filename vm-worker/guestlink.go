@@ -35,7 +35,7 @@ const (
 	sessionWindow = time.Minute
 )
 
-// serveLinks keeps both channels of the guest link served for as long as the VM
+// serveLinks keeps the channels of the guest link served for as long as the VM
 // lives or until endLinks.
 func (s *sandbox) serveLinks(vm hypervisor.VM) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -46,6 +46,13 @@ func (s *sandbox) serveLinks(vm hypervisor.VM) {
 	s.listenReady(ctx) // before the guest is woken, or its word would be lost
 	s.links.Go(func() { s.serveChannel(ctx, "ctl", vm.DialCtl, s.serveCtl) })
 	s.links.Go(func() { s.serveChannel(ctx, "io", vm.DialIO, s.serveIO) })
+	s.links.Go(func() {
+		select {
+		case <-s.offered: // until then the guest has the port closed
+			s.serveChannel(ctx, "net", vm.DialNet, s.serveLoopback)
+		case <-ctx.Done():
+		}
+	})
 }
 
 // endLinks stops serving the guest and waits until nothing serves it any more.

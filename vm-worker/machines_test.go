@@ -203,6 +203,7 @@ func (m *machine) Resume(context.Context) error                  { return nil }
 func (m *machine) Shutdown(ctx context.Context) error            { return m.Kill(ctx) }
 func (m *machine) DialCtl(ctx context.Context) (net.Conn, error) { return m.dial(ctx, "ctl.sock") }
 func (m *machine) DialIO(ctx context.Context) (net.Conn, error)  { return m.dial(ctx, "io.sock") }
+func (m *machine) DialNet(ctx context.Context) (net.Conn, error) { return m.dial(ctx, "net.sock") }
 
 func (m *machine) dial(ctx context.Context, name string) (net.Conn, error) {
 	var d net.Dialer

@@ -278,6 +278,9 @@ func (n *network) tell(ctx context.Context, a *netv1.Attachment, cards map[strin
 		}
 		req.Nics = append(req.Nics, nic)
 	}
+	if len(a.GetNetwork().GetListeners()) > 0 {
+		n.s.offer()
+	}
 	reply, err := n.s.agentNetwork(ctx, req)
 	if err != nil {
 		return nil, err

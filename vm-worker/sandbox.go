@@ -34,6 +34,7 @@ type sandbox struct {
 	links     sync.WaitGroup
 	ready     chan struct{} // closed at the agent's first "ready"
 	launched  chan struct{} // closed when there is a VM
+	offered   chan struct{} // closed when something listens for the guest on the host
 	over      chan struct{} // closed when the end of the VM is recorded
 	sizing    chan struct{} // a mutex of the VM's size that a context can give up on: holds one token
 
@@ -62,6 +63,7 @@ func (w *Worker) newSandbox(rec *vmv1.Sandbox) *sandbox {
 		w: w, id: rec.Id, rec: rec,
 		ready:       make(chan struct{}),
 		launched:    make(chan struct{}),
+		offered:     make(chan struct{}),
 		over:        make(chan struct{}),
 		sizing:      make(chan struct{}, 1),
 		members:     map[string]*container{},

@@ -173,6 +173,13 @@ func (n *Network) Move(ctx context.Context, pid int, parameters map[string]strin
 	})
 }
 
+// Inside runs fn on a thread in the network namespace that the network is in.
+func (n *Network) Inside(fn func() error) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return inside(n.home, fn)
+}
+
 // work is one pass over the namespace the network is in.
 type work struct {
 	handle     *netlink.Handle

@@ -171,6 +171,8 @@ func (vm *VM) startQEMU(ctx context.Context, image guest, dir string, m Machine)
 		"-device", "virtserialport,id=ctlport,chardev=ctl,name=bulkhead.ctl",
 		"-chardev", "socket,id=io,server=on,wait=off,path=" + filepath.Join(dir, "io.sock"),
 		"-device", "virtserialport,chardev=io,name=bulkhead.io",
+		"-chardev", "socket,id=net,server=on,wait=off,path=" + filepath.Join(dir, "net.sock"),
+		"-device", "virtserialport,chardev=net,name=bulkhead.net",
 		"-fsdev", "local,id=share,multidevs=remap,security_model=passthrough,path=" + vm.Share,
 		"-device", "virtio-9p-pci,fsdev=share,mount_tag=share",
 	}

@@ -91,10 +91,11 @@ type VM interface {
 	// Pidfd returns a descriptor of the VM's process, the caller's to close.
 	Pidfd() (*os.File, error)
 
-	// DialCtl and DialIO connect to the host ends of the guest link. A port
+	// DialCtl, DialIO and DialNet connect to the host ends of the guest link. A port
 	// serves one connection at a time; a further one waits for its turn.
 	DialCtl(ctx context.Context) (net.Conn, error)
 	DialIO(ctx context.Context) (net.Conn, error)
+	DialNet(ctx context.Context) (net.Conn, error)
 
 	// AttachMount attaches a detached mount (open_tree with OPEN_TREE_CLONE) at
 	// relPath below the share the guest sees, making the directories, and for

@@ -102,6 +102,7 @@ func (v *vm) Release() {}
 
 func (v *vm) DialCtl(ctx context.Context) (net.Conn, error) { return v.dial(ctx, "ctl") }
 func (v *vm) DialIO(ctx context.Context) (net.Conn, error)  { return v.dial(ctx, "io") }
+func (v *vm) DialNet(ctx context.Context) (net.Conn, error) { return v.dial(ctx, "net") }
 
 func (v *vm) dial(ctx context.Context, name string) (net.Conn, error) {
 	var d net.Dialer

@@ -23,12 +23,13 @@ const (
 	socketConsole = "console"
 	socketCtl     = "ctl"
 	socketIO      = "io"
+	socketNet     = "net"
 )
 
 // sockets are made by the driver and given to QEMU listening, in this order
 // from descriptor 3 on: so they can be connected to before QEMU serves them, and
 // QEMU knows no path of the host.
-var sockets = []string{socketQMP, socketConsole, socketCtl, socketIO}
+var sockets = []string{socketQMP, socketConsole, socketCtl, socketIO, socketNet}
 
 // args is the command line of a VM. Every device is named here: the machine's
 // own extras are switched off, and -nodefaults adds none.
@@ -80,9 +81,10 @@ func args(binary string, s hypervisor.Spec, imageBytes int64, r ram) []string {
 		"-device", "pci-bridge,id="+hotplugBus+",chassis_nr=1,addr=1e.0",
 		// Enough for any use of the guest, too little to keep the host busy.
 		"-device", "virtio-rng-pci,id=rng0,bus="+hotplugBus+",addr=1,disable-legacy=on,rng=rng,max-bytes=65536,period=1000",
-		"-device", "virtio-serial-pci,id=link,max_ports=3",
+		"-device", "virtio-serial-pci,id=link,max_ports=4",
 		"-device", "virtserialport,bus=link.0,nr=1,chardev="+socketCtl+",name=bulkhead.ctl",
 		"-device", "virtserialport,bus=link.0,nr=2,chardev="+socketIO+",name=bulkhead.io",
+		"-device", "virtserialport,bus=link.0,nr=3,chardev="+socketNet+",name=bulkhead.net",
 		"-fsdev", "local,id="+shareFsdev+",path="+share.ExportDir+",security_model=passthrough,multidevs=remap",
 		"-device", "virtio-9p-pci,id=share0,fsdev="+shareFsdev+",mount_tag=share",
 	)

@@ -202,7 +202,7 @@ func TestDeviceSet(t *testing.T) {
 		}
 	}
 	slices.Sort(got)
-	if want := []string{"virtserialport", "virtserialport"}; !slices.Equal(got, want) {
+	if want := []string{"virtserialport", "virtserialport", "virtserialport"}; !slices.Equal(got, want) {
 		t.Errorf("the further devices are %v, want %v", got, want)
 	}
 	var net json.RawMessage

@@ -268,6 +268,7 @@ func (v *vm) Pidfd() (*os.File, error) { return v.rec.Pidfd() }
 
 func (v *vm) DialCtl(ctx context.Context) (net.Conn, error) { return dial(ctx, v.rec.Dir, socketCtl) }
 func (v *vm) DialIO(ctx context.Context) (net.Conn, error)  { return dial(ctx, v.rec.Dir, socketIO) }
+func (v *vm) DialNet(ctx context.Context) (net.Conn, error) { return dial(ctx, v.rec.Dir, socketNet) }
 
 func (v *vm) AttachMount(ctx context.Context, mount *os.File, relPath string, isDir, readOnly bool) error {
 	return v.wrap(share.Attach(ctx, v.pidfd, mount, relPath, isDir, readOnly))
