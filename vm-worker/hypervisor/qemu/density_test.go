@@ -109,7 +109,7 @@ func TestWhatTheGuestFreesGoesBackToTheHost(t *testing.T) {
 		t.Fatal(got)
 	}
 	freed := time.Now()
-	most, now := 0, 0
+	var most, now int
 	for {
 		now = mapped(t, v, "").rss>>10 - before
 		most = max(most, now)
