@@ -299,6 +299,11 @@ func (k *stock) close() {
 	cgroup := k.cgroup
 	k.cgroup = nil
 	k.mu.Unlock()
+	if cgroup == nil { // that of an earlier worker, which was killed, when this one has made nothing
+		if left, err := hostcgroup.Load(k.cgroupFile()); err == nil {
+			cgroup = left
+		}
+	}
 	if cgroup != nil {
 		if err := k.removeCgroup(ctx, cgroup); err != nil {
 			k.w.log.Warn("cgroup of the pool not removed", "error", err)
