@@ -15,6 +15,7 @@ import (
 	"bulkhead/agent/container"
 	"bulkhead/agent/guest"
 	"bulkhead/agent/loopback"
+	"bulkhead/agent/memory"
 	"bulkhead/agent/network"
 	"bulkhead/agent/reaper"
 	"bulkhead/bus/link"
@@ -50,6 +51,7 @@ type agent struct {
 	loopback   *loopback.Forwarder
 	identity   identity
 	events     events
+	memory     *memory.Governor
 }
 
 // Run serves the host until the context ends or a port fails, which is fatal
@@ -70,6 +72,9 @@ func Run(ctx context.Context, deps Deps) error {
 	a := &agent{log: deps.Log, begun: deps.Begun, network: network.New()}
 	// The third port is opened when there is need: most guests have none.
 	a.loopback = loopback.New(deps.Log.Named("loopback"), func(ctx context.Context) (*link.Listener, error) { return openPort(ctx, netPort) })
+	if a.memory, err = memory.New(memory.Config{Log: deps.Log, Dir: container.CgroupDir, Ask: a.wantMemory}); err != nil {
+		return errors.Join(err, ctl.Close(), io.Close())
+	}
 	a.containers = container.NewManager(container.Config{
 		Log:         deps.Log,
 		Reaper:      orphans,
@@ -86,6 +91,7 @@ func Run(ctx context.Context, deps Deps) error {
 	group.Go(func() error { return orphans.Run(running) })
 	group.Go(func() error { return a.serveStreams(running, io, endpoint) })
 	group.Go(func() error { return a.serveRequests(running, ctl) })
+	group.Go(func() error { return a.memory.Run(running) })
 	err = group.Wait()
 	// What the containers wrote should reach the host even though nobody will hear of their end.
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)

@@ -59,6 +59,11 @@ func (a *agent) configure(ctx context.Context, req *agentv1.ConfigureRequest) (*
 			return nil, err
 		}
 	}
+	if m := req.GetMemory(); m != nil {
+		if err := a.setMemory(m); err != nil {
+			return nil, err
+		}
+	}
 	a.identity.given = who
 	return &agentv1.ConfigureReply{Kernel: kernelRelease}, nil
 }
@@ -71,5 +76,9 @@ func (a *agent) resize(ctx context.Context, req *agentv1.ResizeRequest) (*agentv
 	if err := a.network.Spread(int(req.GetVcpus())); err != nil {
 		return nil, err
 	}
-	return &agentv1.ResizeReply{}, guest.AllowHugePages()
+	if m := req.GetMemory(); m != nil {
+		return &agentv1.ResizeReply{}, a.setMemory(m)
+	}
+	total, _ := guest.Memory()
+	return &agentv1.ResizeReply{}, guest.AllowHugePages(total)
 }

@@ -122,6 +122,7 @@ func (a *agent) register(nc *nats.Conn) (*bus.AgentServer, error) {
 		handle(s, "configure", a.configure),
 		handle(s, "resize", a.resize),
 		handle(s, "network", a.setNetwork),
+		handle(s, "memory", a.changeMemory),
 		handle(s, "create", a.create),
 		handle(s, "start", a.start),
 		handle(s, "exec", a.exec),

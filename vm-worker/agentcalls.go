@@ -67,7 +67,7 @@ func (s *sandbox) configure(ctx context.Context, p *plan) error {
 	ctx, cancel := context.WithTimeout(ctx, processorTime)
 	defer cancel()
 	_, err := callAgent[agentv1.ConfigureReply](ctx, s, "configure", &agentv1.ConfigureRequest{
-		Vm: s.id, Hostname: p.spec.Hostname, UnixNanos: time.Now().UnixNano(), Entropy: entropy, Vcpus: p.size.VCPUs,
+		Vm: s.id, Hostname: p.spec.Hostname, UnixNanos: time.Now().UnixNano(), Entropy: entropy, Vcpus: p.size.VCPUs, Memory: s.machineMemory(),
 	})
 	return err
 }
@@ -76,7 +76,15 @@ func (s *sandbox) configure(ctx context.Context, p *plan) error {
 func (s *sandbox) agentResize(ctx context.Context, vcpus uint32) error {
 	ctx, cancel := context.WithTimeout(ctx, processorTime)
 	defer cancel()
-	_, err := callAgent[agentv1.ResizeReply](ctx, s, "resize", &agentv1.ResizeRequest{Vcpus: vcpus})
+	_, err := callAgent[agentv1.ResizeReply](ctx, s, "resize", &agentv1.ResizeRequest{Vcpus: vcpus, Memory: s.machineMemory()})
+	return err
+}
+
+// agentMemory tells the guest what has become of its memory.
+func (s *sandbox) agentMemory(ctx context.Context, req *agentv1.MemoryRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	_, err := callAgent[agentv1.MemoryReply](ctx, s, "memory", req)
 	return err
 }
 

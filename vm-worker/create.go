@@ -18,6 +18,7 @@ import (
 	"bulkhead/bus"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hostcgroup"
+	"bulkhead/vm-worker/hypervisor"
 )
 
 // Reasons for the end of a create that nobody waits for any more.
@@ -177,7 +178,7 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 
 	over := w.overhead()
 	if c.owns() {
-		over = w.vmOverhead(p.spec.Linux.Resources, p.size)
+		over = w.vmOverhead(p.spec.Linux.Resources, larger(p.size, hypervisor.Size{MemoryBytes: w.baseMemory()}))
 	}
 	cg, err := hostcgroup.Create(p.spec, c.key, hostcgroup.Options{
 		Systemd: p.req.SystemdCgroup, PID: relay.pid, End: c.endRelay, Overhead: over, StateFile: c.cgroupFile(),

@@ -145,6 +145,16 @@ func pageDescriptors(memory uint64) uint64 {
 	return max(memory/64, covered) - covered
 }
 
+// containersPart is what of a VM's memory its containers may use together: the inverse of sizeOf.
+func containersPart(size uint64, cfg config.VM) uint64 {
+	const covered = 16 << 20
+	part := size - min(size, uint64(cfg.OverheadMiB)<<20)
+	if part > covered*64 {
+		part = (part + covered) / 65 * 64
+	}
+	return part
+}
+
 // kernelProcessors is CONFIG_NR_CPUS of the guest.
 const kernelProcessors = 64
 

@@ -43,6 +43,7 @@ func (s *sandbox) serveLinks(vm hypervisor.VM) {
 	s.stopLinks = cancel
 	s.mu.Unlock()
 	s.listenOOM(ctx)
+	s.listenMemory(ctx)
 	s.listenReady(ctx) // before the guest is woken, or its word would be lost
 	s.links.Go(func() { s.serveChannel(ctx, "ctl", vm.DialCtl, s.serveCtl) })
 	s.links.Go(func() { s.serveChannel(ctx, "io", vm.DialIO, s.serveIO) })

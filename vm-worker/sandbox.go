@@ -190,7 +190,7 @@ func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string, undo
 	}
 	spec := hypervisor.Spec{
 		Kernel: w.cfg.Kernel, Image: w.cfg.Image,
-		VCPUs: p.size.VCPUs, MemoryBytes: p.size.MemoryBytes, Max: p.room,
+		VCPUs: p.size.VCPUs, MemoryBytes: w.baseMemory(), Max: p.room,
 		Accelerator: accel, AcceleratorReason: reason,
 		KernelArgs: kernelArgs(s.record().Selinux),
 	}
@@ -204,7 +204,7 @@ func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string, undo
 		rec.State = "starting"
 		rec.Hypervisor = w.driver.Name()
 		rec.Accelerator, rec.AcceleratorReason = string(accel), reason
-		rec.Vcpus, rec.MemoryBytes = p.size.VCPUs, p.size.MemoryBytes
+		rec.Vcpus, rec.MemoryBytes = p.size.VCPUs, w.baseMemory()
 		rec.Origin, rec.OriginReason, rec.Template = origin, why, key
 	})
 	if err != nil {
@@ -215,6 +215,10 @@ func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string, undo
 	})
 	w.log.Debug("vm starts", "sandbox", s.id, "origin", origin, "reason", why)
 
+	if err := w.budget.claim(s, w.baseMemory()); err != nil {
+		return err
+	}
+	defer w.budget.settle(s)
 	started := time.Now()
 	vm, err := s.launch(ctx, p, spec, cgroupProcs)
 	if err != nil {
@@ -300,25 +304,21 @@ func (s *sandbox) undoStart(undo *saga) {
 	})
 }
 
-// grow gives a VM that began as its template what the plan needs beyond that.
+// grow gives a VM that began as its template the processors that the plan needs beyond that. Memory comes
+// when the containers need it, to VMs of any origin.
 func (s *sandbox) grow(ctx context.Context, p *plan) error {
-	if p.from == nil {
-		return nil
-	}
 	vm := s.machine()
-	has := vm.Record()
-	if p.size.VCPUs <= has.VCPUs && p.size.MemoryBytes <= has.MemoryBytes {
-		return s.update(ctx, func(rec *vmv1.Sandbox) { rec.Vcpus = p.size.VCPUs })
+	if has := vm.Record(); p.from != nil && p.size.VCPUs > has.VCPUs {
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(ctx, resizeTime)
+		defer cancel()
+		if err := vm.Resize(ctx, hypervisor.Size{VCPUs: p.size.VCPUs, MemoryBytes: has.MemoryBytes}); err != nil {
+			return fmt.Errorf("give the VM what its container needs: %w", err)
+		}
+		s.phase("vm_grow", began)
 	}
-	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, resizeTime)
-	defer cancel()
-	if err := vm.Resize(ctx, larger(p.size, hypervisor.Size{VCPUs: has.VCPUs, MemoryBytes: has.MemoryBytes})); err != nil {
-		return fmt.Errorf("give the VM what its container needs: %w", err)
-	}
-	s.phase("vm_grow", began)
 	return s.update(ctx, func(rec *vmv1.Sandbox) {
-		rec.Vcpus, rec.MemoryBytes = p.size.VCPUs, vm.Record().MemoryBytes
+		rec.Vcpus, rec.MemoryBytes, rec.MemoryLimitBytes = p.size.VCPUs, vm.Record().MemoryBytes, p.size.MemoryBytes
 	})
 }
 

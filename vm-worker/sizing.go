@@ -35,10 +35,14 @@ func (s *sandbox) lockSize(ctx context.Context) error {
 
 func (s *sandbox) unlockSize() { <-s.sizing }
 
-// size is what the VM has: the processors its guest runs on, and its memory.
+// size is what the VM's containers may use: the processors its guest runs on, and
+// the memory up to which it grows when they need it.
 func (s *sandbox) size() hypervisor.Size {
 	rec := s.record()
-	return hypervisor.Size{VCPUs: rec.Vcpus, MemoryBytes: rec.MemoryBytes}
+	if rec.MemoryLimitBytes == 0 { // of a worker that gave all at once
+		return hypervisor.Size{VCPUs: rec.Vcpus, MemoryBytes: rec.MemoryBytes}
+	}
+	return hypervisor.Size{VCPUs: rec.Vcpus, MemoryBytes: rec.MemoryLimitBytes}
 }
 
 // limitsOf tells the limits that containers have, or are about to have.
@@ -77,9 +81,9 @@ func larger(a, b hypervisor.Size) hypervisor.Size {
 	return hypervisor.Size{VCPUs: max(a.VCPUs, b.VCPUs), MemoryBytes: max(a.MemoryBytes, b.MemoryBytes)}
 }
 
-// resize changes the VM and has its guest follow. What the VM cannot give back
-// stays: its record tells what it has. It asks also for what the record tells:
-// a guest may give back later what it could not at once. The caller holds the lock of the size.
+// resize changes what the VM has of processors and may have of memory, and has its guest
+// follow, which asks for memory when its containers need it and lets go what it
+// has beyond the limit. The caller holds the lock of the size.
 func (s *sandbox) resize(ctx context.Context, to hypervisor.Size) error {
 	vm := s.living()
 	if vm == nil {
@@ -88,7 +92,13 @@ func (s *sandbox) resize(ctx context.Context, to hypervisor.Size) error {
 	before := s.size()
 	ctx, cancel := context.WithTimeout(ctx, resizeTime)
 	defer cancel()
-	err := vm.Resize(ctx, to)
+	machine := vm.Record()
+	err := error(nil)
+	if room := machine.Max.MemoryBytes; to.MemoryBytes > room {
+		err = fmt.Errorf("%d MiB of memory, and at most %d: %w", to.MemoryBytes>>20, room>>20, hypervisor.ErrNoRoom)
+	} else {
+		err = vm.Resize(ctx, hypervisor.Size{VCPUs: to.VCPUs, MemoryBytes: machine.MemoryBytes})
+	}
 	if errors.Is(err, hypervisor.ErrNoRoom) {
 		then := "create the container again with these limits"
 		if len(s.memberList()) > 1 {
@@ -99,13 +109,16 @@ func (s *sandbox) resize(ctx context.Context, to hypervisor.Size) error {
 	if err != nil {
 		return fmt.Errorf("change the size of the VM: %w", err)
 	}
+	err = s.update(ctx, func(rec *vmv1.Sandbox) {
+		rec.MemoryLimitBytes, rec.MemoryBytes = to.MemoryBytes, vm.Record().MemoryBytes
+	})
+	if err != nil {
+		return err
+	}
 	if err := s.agentResize(ctx, to.VCPUs); err != nil {
 		return fmt.Errorf("change the size of the VM: %w", err)
 	}
-	err = s.update(ctx, func(rec *vmv1.Sandbox) {
-		rec.Vcpus, rec.MemoryBytes = to.VCPUs, vm.Record().MemoryBytes
-	})
-	if err != nil {
+	if err := s.update(ctx, func(rec *vmv1.Sandbox) { rec.Vcpus = to.VCPUs }); err != nil {
 		return err
 	}
 	now := s.size()
@@ -158,6 +171,7 @@ func (s *sandbox) owner() *container {
 // limitOwner has the host cgroup that the VM is in follow its size: the owner's, or
 // the one that was made when the owner was removed before others of its pod.
 func (s *sandbox) limitOwner(limits limitsOf, vm hypervisor.Size) error {
+	vm.MemoryBytes = max(vm.MemoryBytes, s.has())
 	heir, err := s.heir()
 	if err != nil {
 		return err
@@ -197,6 +211,7 @@ func (c *container) limitHost(limits limitsOf, vm hypervisor.Size) error {
 	}
 	r, over := limits(c), c.w.overhead()
 	if c.owns() {
+		vm.MemoryBytes = max(vm.MemoryBytes, c.sb.has())
 		r, over = c.sb.sharedQuota(c, limits), c.w.vmOverhead(r, vm)
 	}
 	return cg.Update(r, over, c.cgroupFile())

@@ -56,7 +56,7 @@ func TestTheVMFollowsItsContainersLimits(t *testing.T) {
 	expect := func(what string, memory uint64, vcpus uint32) {
 		t.Helper()
 		vms := h.list().Sandboxes
-		if len(vms) != 1 || vms[0].MemoryBytes != memory*mib || vms[0].Vcpus != vcpus {
+		if len(vms) != 1 || vms[0].MemoryLimitBytes != memory*mib || vms[0].MemoryBytes != 128*mib || vms[0].Vcpus != vcpus {
 			t.Errorf("%s: the VMs are %v, want %d MiB and %d processors", what, vms, memory, vcpus)
 			return
 		}
@@ -195,7 +195,7 @@ func TestAFailedMemberLeavesTheSizeThatOthersNeed(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "broken for the test") {
 		t.Errorf("a member whose mount fails: %v", err)
 	}
-	if got := h.list().Sandboxes; len(got) != 1 || got[0].MemoryBytes != 224*mib || got[0].Vcpus != 1 {
+	if got := h.list().Sandboxes; len(got) != 1 || got[0].MemoryLimitBytes != 224*mib || got[0].Vcpus != 1 {
 		t.Errorf("the VMs are %v, want one of 224 MiB and a processor", got)
 	}
 	h.delete("pause", true)

@@ -183,6 +183,10 @@ func (k *stock) start(ctx context.Context) (_ *sandbox, err error) {
 	if err := s.update(ctx, func(*vmv1.Sandbox) {}); err != nil {
 		return nil, err
 	}
+	if err := w.budget.claim(s, base.MemoryBytes); err != nil {
+		return nil, err
+	}
+	defer w.budget.settle(s)
 	began := time.Now()
 	vm, err := w.driver.Start(ctx, base)
 	if err != nil {
@@ -368,15 +372,12 @@ func (w *Worker) describePool(context.Context, *vmv1.PoolRequest) (*vmv1.PoolRep
 	return reply, nil
 }
 
-// useStock finds what a new VM for the plan can be made from, and raises the plan's size to what
-// that has at least. It returns a VM of the pool if there is one. The caller holds w.mu.
+// useStock finds what a new VM for the plan can be made from. It returns a VM of the pool if there is one. The caller holds w.mu.
 func (w *Worker) useStock(ctx context.Context, p *plan) *sandbox {
 	p.from, p.whyBoot = w.stock.templates.find(ctx, p)
 	if p.from == nil {
 		return nil
 	}
-	base := sizeOf([]demand{{}}, w.cfg)
-	p.size.MemoryBytes = max(p.size.MemoryBytes, base.MemoryBytes)
 	return w.stock.take(ctx, p)
 }
 

@@ -88,7 +88,7 @@ func (w *Worker) base(k kind) (hypervisor.Spec, error) {
 	size := sizeOf([]demand{{}}, w.cfg)
 	return hypervisor.Spec{
 		Kernel: w.cfg.Kernel, Image: w.cfg.Image,
-		VCPUs: size.VCPUs, MemoryBytes: size.MemoryBytes, Max: roomFor(size),
+		VCPUs: size.VCPUs, MemoryBytes: w.baseMemory(), Max: roomFor(size),
 		Accelerator: accel, AcceleratorReason: reason,
 		KernelArgs: kernelArgs(k == selinuxKind),
 	}, nil

@@ -7,8 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,7 +39,7 @@ type Deps struct {
 
 // Worker is the vm service.
 //
-// Lock order: container.op, then Worker.mu, then container.mu, then sandbox.mu.
+// Lock order: container.op, then budget.mu, then Worker.mu, then container.mu, then sandbox.mu.
 // flights.mu is a leaf.
 type Worker struct {
 	conn     *bus.Conn
@@ -63,6 +65,7 @@ type Worker struct {
 	endLife  context.CancelFunc
 	tasks    sync.WaitGroup // watchers and reconciliation
 	flights  flights
+	budget   *budget
 
 	mu         sync.Mutex // guards the maps
 	containers map[string]*container
@@ -130,6 +133,7 @@ func newWorker(ctx context.Context, d Deps) (*Worker, error) {
 		containers: map[string]*container{},
 		sandboxes:  map[string]*sandbox{},
 	}
+	w.budget = newBudget(w)
 	w.stock = w.newStock()
 	w.life, w.endLife = context.WithCancel(context.WithoutCancel(ctx))
 	w.stopping = w.life.Done()
@@ -179,16 +183,20 @@ func (w *Worker) serve(ctx context.Context, version string) (*bus.Service, error
 	return svc, nil
 }
 
+// sandboxList is a copy of the books.
+func (w *Worker) sandboxList() []*sandbox {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Values(w.sandboxes))
+}
+
 // close lets go of everything and leaves the VMs running.
 func (w *Worker) close() {
 	w.endLife()
 	w.stopHandover()
 	w.stock.close()
+	sandboxes := w.sandboxList()
 	w.mu.Lock()
-	sandboxes := make([]*sandbox, 0, len(w.sandboxes))
-	for _, s := range w.sandboxes {
-		sandboxes = append(sandboxes, s)
-	}
 	containers := make([]*container, 0, len(w.containers))
 	for _, c := range w.containers {
 		containers = append(containers, c)

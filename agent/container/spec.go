@@ -18,6 +18,9 @@ import (
 // cgroupRoot is where the containers' cgroups are, in the guest's hierarchy.
 const cgroupRoot = "/containers"
 
+// CgroupDir is the directory of the cgroup that all containers are in.
+const CgroupDir = cgroupMount + cgroupRoot
+
 // translation is what a specification means in the guest.
 type translation struct {
 	config       *configs.Config

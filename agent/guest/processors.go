@@ -113,10 +113,10 @@ const transparentHugePages = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 // AllowHugePages gives programs that ask for huge pages such, as on any machine:
 // the kernel switches them off for good where it boots with less than 512 MiB,
-// and the memory may have grown since.
-func AllowHugePages() error {
+// and the machine may grow beyond that.
+func AllowHugePages(limit uint64) error {
 	const enough = 512 << 20
-	if total, _ := Memory(); total < enough {
+	if limit < enough {
 		return nil
 	}
 	if err := os.WriteFile(transparentHugePages, []byte("madvise"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {

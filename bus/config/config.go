@@ -53,20 +53,22 @@ type Host struct {
 
 // VM is the section of vm-worker.
 type VM struct {
-	Hypervisor  string   `toml:"hypervisor"`   // qemu-q35 or fake
-	Accelerator string   `toml:"accelerator"`  // auto, kvm or tcg
-	QEMU        string   `toml:"qemu"`         // the QEMU binary
-	Kernel      string   `toml:"kernel"`       // guest kernel
-	Image       string   `toml:"image"`        // guest root image
-	MemoryMiB   int      `toml:"memory_mib"`   // memory of a container without a limit
-	OverheadMiB int      `toml:"overhead_mib"` // added for the guest's kernel and agent
-	VCPUs       int      `toml:"vcpus"`        // CPUs of a container without a quota
-	BootTimeout Duration `toml:"boot_timeout"` // from the start of QEMU to the agent's first word
-	MaxVMs      int      `toml:"max_vms"`      // more are refused
-	MergeClass  string   `toml:"merge_class"`  // the one trust class whose VMs' memory the host may merge; empty: none
-	Templates   bool     `toml:"templates"`    // VMs continue from a guest that was booted once
-	Pool        int      `toml:"pool"`         // VMs that stand ready
-	SELinux     bool     `toml:"selinux"`      // SELinux labels of containers are applied in the guest, else refused
+	Hypervisor      string   `toml:"hypervisor"`        // qemu-q35 or fake
+	Accelerator     string   `toml:"accelerator"`       // auto, kvm or tcg
+	QEMU            string   `toml:"qemu"`              // the QEMU binary
+	Kernel          string   `toml:"kernel"`            // guest kernel
+	Image           string   `toml:"image"`             // guest root image
+	MemoryMiB       int      `toml:"memory_mib"`        // memory of a container without a limit
+	OverheadMiB     int      `toml:"overhead_mib"`      // added for the guest's kernel and agent
+	BaseMemoryMiB   int      `toml:"base_memory_mib"`   // of every VM from its start
+	MemoryBudgetMiB int      `toml:"memory_budget_mib"` // that all VMs may have together; 0: what the host has
+	VCPUs           int      `toml:"vcpus"`             // CPUs of a container without a quota
+	BootTimeout     Duration `toml:"boot_timeout"`      // from the start of QEMU to the agent's first word
+	MaxVMs          int      `toml:"max_vms"`           // more are refused
+	MergeClass      string   `toml:"merge_class"`       // the one trust class whose VMs' memory the host may merge; empty: none
+	Templates       bool     `toml:"templates"`         // VMs continue from a guest that was booted once
+	Pool            int      `toml:"pool"`              // VMs that stand ready
+	SELinux         bool     `toml:"selinux"`           // SELinux labels of containers are applied in the guest, else refused
 }
 
 // Network is the section of the network service: what holds for a VM whose
@@ -109,20 +111,21 @@ func Default() *Config {
 			Services:     []string{"vm", "net", "ksm"},
 		},
 		VM: VM{
-			Hypervisor:  "qemu-q35",
-			Accelerator: "auto",
-			QEMU:        "/usr/bin/qemu-system-x86_64",
-			Kernel:      "/usr/share/bulkhead/vmlinux",
-			Image:       "/usr/share/bulkhead/image.ext4",
-			MemoryMiB:   512,
-			OverheadMiB: 96,
-			VCPUs:       1,
-			BootTimeout: Duration{60 * time.Second},
-			MaxVMs:      128,
-			Templates:   true,
-			Pool:        1,
-			MergeClass:  "default",
-			SELinux:     true,
+			Hypervisor:    "qemu-q35",
+			Accelerator:   "auto",
+			QEMU:          "/usr/bin/qemu-system-x86_64",
+			Kernel:        "/usr/share/bulkhead/vmlinux",
+			Image:         "/usr/share/bulkhead/image.ext4",
+			MemoryMiB:     512,
+			OverheadMiB:   96,
+			BaseMemoryMiB: 128,
+			VCPUs:         1,
+			BootTimeout:   Duration{60 * time.Second},
+			MaxVMs:        128,
+			Templates:     true,
+			Pool:          1,
+			MergeClass:    "default",
+			SELinux:       true,
 		},
 		Network: Network{
 			Model:           "tc",

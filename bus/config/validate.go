@@ -71,6 +71,8 @@ func (v *VM) problems() []error {
 	}
 	bad.between("[vm] memory_mib", v.MemoryMiB, 64, 1<<20)
 	bad.between("[vm] overhead_mib", v.OverheadMiB, 0, 1<<16)
+	bad.between("[vm] base_memory_mib", v.BaseMemoryMiB, 96, 1<<16)
+	bad.between("[vm] memory_budget_mib", v.MemoryBudgetMiB, 0, 1<<30)
 	bad.between("[vm] vcpus", v.VCPUs, 1, 255)
 	bad.between("[vm] max_vms", v.MaxVMs, 1, 1<<16)
 	if !classPattern.MatchString(v.MergeClass) {

@@ -566,8 +566,8 @@ type Sandbox struct {
 	Pid               int32                           `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
 	PidStartTime      uint64                          `protobuf:"varint,7,opt,name=pid_start_time,json=pidStartTime,proto3" json:"pid_start_time,omitempty"`
 	Vcpus             uint32                          `protobuf:"varint,8,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
-	MemoryBytes       uint64                          `protobuf:"varint,9,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	Kernel            string                          `protobuf:"bytes,10,opt,name=kernel,proto3" json:"kernel,omitempty"` // release the guest's agent reported
+	MemoryBytes       uint64                          `protobuf:"varint,9,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"` // what it has now
+	Kernel            string                          `protobuf:"bytes,10,opt,name=kernel,proto3" json:"kernel,omitempty"`                              // release the guest's agent reported
 	Created           *timestamppb.Timestamp          `protobuf:"bytes,11,opt,name=created,proto3" json:"created,omitempty"`
 	Phases            map[string]*durationpb.Duration `protobuf:"bytes,12,rep,name=phases,proto3" json:"phases,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // durations of: bus, vm_boot, agent_ready, container_create, container_start
 	Containers        []string                        `protobuf:"bytes,13,rep,name=containers,proto3" json:"containers,omitempty"`                                                                   // keys
@@ -581,6 +581,7 @@ type Sandbox struct {
 	TrustClass        string                          `protobuf:"bytes,50,opt,name=trust_class,json=trustClass,proto3" json:"trust_class,omitempty"`                                                 // who chose the class chose the VMs whose memory the host may share with this one's
 	Mergeable         bool                            `protobuf:"varint,51,opt,name=mergeable,proto3" json:"mergeable,omitempty"`                                                                    // the host may merge its memory with that of other VMs of its class (KSM)
 	MountLabels       []string                        `protobuf:"bytes,41,rep,name=mount_labels,json=mountLabels,proto3" json:"mount_labels,omitempty"`                                              // SELinux labels of the host's files in the guest, one for each share; empty: the policy's own
+	MemoryLimitBytes  uint64                          `protobuf:"varint,60,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`                            // what it gets when its containers need it
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -774,6 +775,13 @@ func (x *Sandbox) GetMountLabels() []string {
 		return x.MountLabels
 	}
 	return nil
+}
+
+func (x *Sandbox) GetMemoryLimitBytes() uint64 {
+	if x != nil {
+		return x.MemoryLimitBytes
+	}
+	return 0
 }
 
 // HandedMount is one detached mount passed with the handover (see
@@ -3217,7 +3225,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\bfollowed\x182 \x03(\v2\x18.bulkhead.vm.v1.FollowedR\bfollowed\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfc\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaa\a\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1e\n" +
@@ -3248,7 +3256,8 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\vtrust_class\x182 \x01(\tR\n" +
 	"trustClass\x12\x1c\n" +
 	"\tmergeable\x183 \x01(\bR\tmergeable\x12!\n" +
-	"\fmount_labels\x18) \x03(\tR\vmountLabels\x1aT\n" +
+	"\fmount_labels\x18) \x03(\tR\vmountLabels\x12,\n" +
+	"\x12memory_limit_bytes\x18< \x01(\x04R\x10memoryLimitBytes\x1aT\n" +
 	"\vPhasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"\xe5\x01\n" +

@@ -26,6 +26,7 @@ type Settings struct {
 	Image      string
 	KSM        string // mode; empty: observe
 	MaxVMs     int
+	Budget     int // memory that all VMs may have together, MiB
 }
 
 // Host is one bulkheadd with its own run directory, configuration and operator's
@@ -76,6 +77,9 @@ func (h *Host) text(s Settings) string {
 	}
 	if s.MaxVMs != 0 {
 		fmt.Fprintf(&b, "max_vms = %d\n", s.MaxVMs)
+	}
+	if s.Budget != 0 {
+		fmt.Fprintf(&b, "memory_budget_mib = %d\n", s.Budget)
 	}
 	// The kernel's merging is one for all daemons of a host, which run beside each other here.
 	fmt.Fprintf(&b, "[ksm]\nmode = %q\n", orDefault(s.KSM, "observe"))

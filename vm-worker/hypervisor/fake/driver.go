@@ -18,6 +18,7 @@ import (
 	"os"
 	"sync"
 
+	"bulkhead/bus"
 	agentv1 "bulkhead/proto/agent/v1"
 	"bulkhead/vm-worker/hypervisor"
 
@@ -142,6 +143,33 @@ func (d *Driver) Processors(id string) uint32 {
 	v.guest.mu.Lock()
 	defer v.guest.mu.Unlock()
 	return v.guest.vcpus
+}
+
+// Memory is what a living guest was last told of its memory.
+func (d *Driver) Memory(id string) *agentv1.MemoryRequest {
+	d.mu.Lock()
+	v := d.vms[id]
+	d.mu.Unlock()
+	if v == nil {
+		return nil
+	}
+	v.guest.mu.Lock()
+	defer v.guest.mu.Unlock()
+	return v.guest.memory
+}
+
+// WantMemory has a living guest say how much memory its containers need.
+func (d *Driver) WantMemory(id string, bytes uint64) error {
+	d.mu.Lock()
+	v := d.vms[id]
+	d.mu.Unlock()
+	if v == nil {
+		return fmt.Errorf("there is no fake vm %s", id)
+	}
+	v.guest.mu.Lock()
+	nc := v.guest.nc
+	v.guest.mu.Unlock()
+	return bus.PublishAgentEvent(nc, id, "memory", &agentv1.MemoryWanted{Bytes: bytes})
 }
 
 // Limits are the resources that a living guest was last told of a container, by

@@ -44,6 +44,7 @@ type guest struct {
 	nextPID    int32                   // guarded by mu
 	vcpus      uint32                  // guarded by mu: what it was last told to run on
 	network    *agentv1.NetworkRequest // guarded by mu: the last one taken
+	memory     *agentv1.MemoryRequest  // guarded by mu: what it was last told of its memory
 }
 
 func startGuest(s hypervisor.Spec, o Options, nics func(context.Context) ([]hypervisor.PluggedNIC, error)) (*guest, error) {
@@ -152,6 +153,7 @@ func (g *guest) register(nc *nats.Conn) (*bus.AgentServer, error) {
 		bus.HandleAgent(s, "configure", g.configure),
 		bus.HandleAgent(s, "resize", g.resize),
 		bus.HandleAgent(s, "network", g.setNetwork),
+		bus.HandleAgent(s, "memory", g.changeMemory),
 		bus.HandleAgent(s, "create", g.create),
 		bus.HandleAgent(s, "start", g.start),
 		bus.HandleAgent(s, "exec", g.exec),

@@ -24,6 +24,7 @@ func (g *guest) configure(_ context.Context, req *agentv1.ConfigureRequest) (*ag
 		return nil, bus.Errorf(bus.FailedPrecondition, "this guest is %q already and cannot become %q", g.configured, who)
 	}
 	g.configured, g.vcpus = who, req.GetVcpus()
+	g.memory = &agentv1.MemoryRequest{Memory: req.GetMemory()}
 	return &agentv1.ConfigureReply{Kernel: kernelRelease}, nil
 }
 
@@ -32,6 +33,7 @@ func (g *guest) resize(_ context.Context, req *agentv1.ResizeRequest) (*agentv1.
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.vcpus = req.GetVcpus()
+	g.memory = &agentv1.MemoryRequest{Memory: req.GetMemory()}
 	return &agentv1.ResizeReply{}, nil
 }
 
@@ -55,6 +57,14 @@ func (g *guest) setNetwork(ctx context.Context, req *agentv1.NetworkRequest) (*a
 	defer g.mu.Unlock()
 	g.network = req
 	return &agentv1.NetworkReply{Revision: req.GetRevision(), Network: req.GetNetwork()}, nil
+}
+
+// changeMemory notes what it is told: a fake guest uses none.
+func (g *guest) changeMemory(_ context.Context, req *agentv1.MemoryRequest) (*agentv1.MemoryReply, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.memory = req
+	return &agentv1.MemoryReply{}, nil
 }
 
 func (g *guest) create(_ context.Context, req *agentv1.CreateRequest) (*agentv1.CreateReply, error) {

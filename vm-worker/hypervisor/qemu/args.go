@@ -166,9 +166,9 @@ func kernelArgs(s hypervisor.Spec) string {
 	a := []string{
 		"root=/dev/pmem0", "rootfstype=ext4", "rootflags=dax=always", "ro", "rootwait",
 		"console=ttyS0", "quiet", "panic=-1", "no_timer_check",
-		// Added memory is for movable pages, so it can be taken back, as long as there is other memory in proportion: the
-		// descriptors of its own pages need 1/64 of it elsewhere, which a small VM does not have.
-		"memhp_default_state=online", "memory_hotplug.online_policy=auto-movable", "dummy.numdummies=0",
+		// Added memory is good for everything, as what a container needs may be the kernel's. It can be taken back all the
+		// same, in parts in which there is no page that cannot be moved.
+		"memhp_default_state=online_kernel", "dummy.numdummies=0",
 		"init=/sbin/bulkhead-agent",
 	}
 	if n := max(s.VCPUs, 1); present(s) > n {

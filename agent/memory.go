@@ -1,0 +1,54 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+
+	"bulkhead/agent/guest"
+	"bulkhead/agent/memory"
+	"bulkhead/bus"
+	agentv1 "bulkhead/proto/agent/v1"
+)
+
+func machine(m *agentv1.Memory) memory.Machine {
+	return memory.Machine{Has: m.GetHas(), Limit: m.GetLimit(), Containers: m.GetContainers(), Base: m.GetBase()}
+}
+
+// setMemory follows what the machine has become, and may become.
+func (a *agent) setMemory(m *agentv1.Memory) error {
+	return errors.Join(guest.ScaleParameters(m.GetLimit()), guest.AllowHugePages(m.GetLimit()), a.memory.Set(machine(m), false))
+}
+
+// changeMemory is the host's answer to wantMemory, or its own wish.
+func (a *agent) changeMemory(_ context.Context, req *agentv1.MemoryRequest) (*agentv1.MemoryReply, error) {
+	m := req.GetMemory()
+	if m == nil {
+		return nil, bus.Errorf(bus.InvalidArgument, "a change of the memory does not tell what the machine has")
+	}
+	if req.GetRefused() {
+		return &agentv1.MemoryReply{}, a.memory.Refused(machine(m))
+	}
+	if err := a.memory.Set(machine(m), !req.GetTrim()); err != nil {
+		return nil, err
+	}
+	if req.GetTrim() {
+		a.memory.Trim()
+	}
+	return &agentv1.MemoryReply{}, nil
+}
+
+// wantMemory tells the host how much memory the machine should have.
+func (a *agent) wantMemory(bytes uint64) {
+	a.events.mu.Lock()
+	nc := a.events.nc
+	a.events.mu.Unlock()
+	if nc == nil {
+		return
+	}
+	if err := bus.PublishAgentEvent(nc, a.sandbox, "memory", &agentv1.MemoryWanted{Bytes: bytes}); err != nil {
+		a.log.Debug("wish for memory not sent", "error", err)
+	}
+}

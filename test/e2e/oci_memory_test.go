@@ -1,0 +1,40 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package e2e
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"bulkhead/test/e2e/host"
+)
+
+// TestOCIOneVMsPeakIsTheNextOnes: on a host with memory for one peak, one VM after the other has it, and
+// nothing is killed.
+func TestOCIOneVMsPeakIsTheNextOnes(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	h := newHost(t, "budget", host.Settings{Budget: 2*128 + 1280})
+	if err := h.Start(within(t, launchTime)); err != nil {
+		t.Fatal(err)
+	}
+	stopAtEnd(t, h)
+	o := newOCI(t, h)
+	limit := int64(1280 * mib)
+	ids := []string{newID("first"), newID("second")}
+	for _, id := range ids {
+		spec := newSpec("sleep", "1000")
+		spec.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+		o.launch(id, spec)
+		defer o.remove(id)
+	}
+	peak := func(id string, mib int) int {
+		return o.cli("exec", id, "dd", "if=/dev/zero", "of=/dev/null", fmt.Sprintf("bs=%dM", mib), "count=1").Code
+	}
+	for i, id := range append(ids, ids[0]) {
+		expect(t, fmt.Sprintf("the code of peak %d, of 1 GiB", i+1), peak(id, 1024), 0)
+	}
+}
