@@ -93,7 +93,7 @@ func (s *sandbox) resize(ctx context.Context, to hypervisor.Size) error {
 	ctx, cancel := context.WithTimeout(ctx, resizeTime)
 	defer cancel()
 	machine := vm.Record()
-	err := error(nil)
+	var err error
 	if room := machine.Max.MemoryBytes; to.MemoryBytes > room {
 		err = fmt.Errorf("%d MiB of memory, and at most %d: %w", to.MemoryBytes>>20, room>>20, hypervisor.ErrNoRoom)
 	} else {

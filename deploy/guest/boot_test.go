@@ -193,7 +193,7 @@ var (
 )
 
 // kernelArguments are those of README.md, and a console, because a failing test shows it.
-const kernelArguments = "panic=-1 quiet tsc=reliable no_timer_check memhp_default_state=online memory_hotplug.online_policy=auto-movable dummy.numdummies=0 console=ttyS0"
+const kernelArguments = "panic=-1 quiet tsc=reliable no_timer_check memhp_default_state=online_kernel dummy.numdummies=0 console=ttyS0"
 
 // boot runs the image's init program to its end and returns what it reported.
 func boot(tb testing.TB, kernel, image string, root rootDevice) findings {
