@@ -47,7 +47,7 @@ const (
 	askAgain    = 500 * time.Millisecond // until the host has answered
 	refusedTime = 2 * time.Second        // during which a refusal holds
 	tick        = 2 * time.Second        // between two looks at a machine that could be smaller
-	calmTicks   = 3                      // that it has to be so before anything is given back
+	calmTicks   = 5                      // that it has to be so before anything is given back
 	maxTick     = time.Minute            // when the kernel did not let go what was asked back
 	cacheRest   = 10 * time.Second       // after the border was met: until cached files are given up
 )
@@ -101,7 +101,11 @@ func (g *Governor) Set(m Machine, answered bool) error {
 	was := g.machine.Has
 	g.machine, g.refused = m, time.Time{}
 	if answered {
-		g.asked, g.offered = 0, 0
+		// A kernel that has given back a part may be about to give more, until it has been given memory again.
+		if m.Has <= g.offered || m.Has > was || g.asked >= was {
+			g.offered = 0
+		}
+		g.asked = 0
 	}
 	if m.Has != was {
 		g.calm = 0
@@ -203,12 +207,12 @@ func (g *Governor) feed() error {
 		return err
 	}
 	switch {
-	case g.group.number("memory.max") >= before+worthwhile, g.machine.Has >= g.machine.Limit, !g.refused.IsZero():
+	case g.group.number("memory.max") >= before+worthwhile, g.machine.Has >= g.machine.Limit && g.offered == 0, !g.refused.IsZero():
 		g.hungry = false
-	case g.asked <= g.machine.Has: // else it is asked again until it is answered
+	case g.asked == 0 || g.asked < g.machine.Has: // else it is asked again until it is answered
 		// In steps of a half: few of them to any size, and no more than that unused.
 		step := max(blocks(g.machine.Has/2), Block)
-		g.ask(min(g.machine.Has+step, g.machine.Base+blocks(g.machine.Limit-g.machine.Base)))
+		g.ask(max(min(g.machine.Has+step, g.machine.Base+blocks(g.machine.Limit-g.machine.Base)), g.machine.Has))
 	}
 	return nil
 }
@@ -275,16 +279,12 @@ func (g *Governor) shrink(now bool) {
 	// What the kernel cannot let go is asked for less and less often.
 	g.tick = min(2*g.tick, maxTick)
 	// The border comes first: what is asked back may not be taken meanwhile.
-	border := g.group.number("memory.max")
-	lower := border - min(border, g.machine.Has-want)
-	if lower < g.group.number("memory.current") {
-		return
-	}
-	if err := g.group.write("memory.max", lower); err != nil {
-		g.cfg.Log.Error("the memory of the containers is not followed", "error", err)
-		return
-	}
 	g.offered = want
+	if err := g.draw(); err != nil {
+		g.cfg.Log.Error("the memory of the containers is not followed", "error", err)
+		g.offered = 0
+		return
+	}
 	g.ask(want)
 }
 
@@ -300,10 +300,11 @@ func (g *Governor) draw() error {
 	}
 	// Below one and a half of its reserve the kernel reclaims, and near it, it kills.
 	border := g.group.number("memory.current") + free - min(free, headroom+2*reserve(total))
-	if g.offered != 0 && g.offered < m.Has {
+	shrinks := g.offered != 0 && g.offered < m.Has
+	if shrinks {
 		border -= min(border, m.Has-g.offered) // about to go
 	}
-	grows := m.Has < m.Limit
+	grows := m.Has < m.Limit || shrinks
 	if !grows {
 		border = max(border, m.Containers+slack)
 	}

@@ -127,7 +127,8 @@ func (v *vm) setGrowth(ctx context.Context, growth uint64) (has uint64, err erro
 		defer cancel()
 		has, err := v.awaitGrowth(patient, was, func(has uint64) bool { return has <= growth })
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-			err = nil
+			// It may keep that: its kernel reckons with it from now on, so the wish for less must not be fulfilled later.
+			err = v.askGrowth(ctx, has)
 		}
 		return has, err
 	}
