@@ -43,7 +43,7 @@ func (s *sandbox) listenMemory(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case want := <-wishes:
-				s.fulfil(ctx, want)
+				s.fulfil(ctx, want, wishes)
 			}
 			tokens = min(tokens+int(time.Since(last)/wishEvery), wishBurst)
 			last = time.Now()
@@ -62,7 +62,7 @@ func (s *sandbox) listenMemory(ctx context.Context) {
 // fulfil changes the VM's memory to what its guest wants, within its limit, and
 // tells the guest what it has. One that the host has no memory for is refused: its kernel
 // then decides what has to end.
-func (s *sandbox) fulfil(ctx context.Context, want uint64) {
+func (s *sandbox) fulfil(ctx context.Context, want uint64, later <-chan uint64) {
 	refused := false
 	for deadline := time.Now().Add(shortageTime); ; {
 		freed := s.w.budget.freed()
@@ -78,6 +78,7 @@ func (s *sandbox) fulfil(ctx context.Context, want uint64) {
 		s.w.trimOthers(s)
 		select {
 		case <-freed:
+		case want = <-later: // the guest may need less meanwhile
 		case <-time.After(time.Until(deadline)):
 			s.w.log.Warn("vm gets no more memory", "sandbox", s.id, "want_mib", want>>20, "error", err)
 			s.w.event(ctx, "sandbox", s.id, "memory_refused", map[string]string{"error": err.Error()})

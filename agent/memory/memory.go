@@ -133,6 +133,7 @@ func (g *Governor) Refused(m Machine) error {
 func (g *Governor) Trim() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.forget()
 	g.trimCache(true)
 	g.shrink(true)
 	g.wake()
@@ -228,6 +229,7 @@ func (g *Governor) ask(bytes uint64) {
 func (g *Governor) look() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.forget()
 	if g.asked != 0 {
 		g.cfg.Ask(g.asked)
 		return
@@ -245,6 +247,14 @@ func (g *Governor) look() {
 		g.trimCache(false)
 	}
 	g.shrink(false)
+}
+
+// forget takes back a wish for more when nobody can be waiting at the border any more.
+func (g *Governor) forget() {
+	if g.asked > g.machine.Has && g.group.number("memory.current")+spare < g.group.number("memory.max") {
+		g.asked, g.hungry = 0, false
+		g.cfg.Ask(g.machine.Has)
+	}
 }
 
 // shrink asks for less when much has been unused for a while, or now.
