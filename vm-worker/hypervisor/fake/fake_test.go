@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"syscall"
 	"testing"
@@ -55,6 +56,9 @@ func start(t *testing.T, o fake.Options) *worker {
 		}
 	})
 	ctl := w.session(w.vm.DialCtl)
+	if err := bus.Greet(ctl, &agentv1.Greeting{Vm: sandbox, Entropy: make([]byte, bus.GreetingEntropy)}); err != nil {
+		t.Fatal(err)
+	}
 	join(t, w.bus.GuestDial(sandbox), ctl.NetConn())
 	w.io = w.session(w.vm.DialIO)
 	select {
@@ -123,12 +127,13 @@ func (w *worker) start(key string) {
 	must[*agentv1.StartReply](w.t)(call[agentv1.StartReply](w, "start", &agentv1.StartRequest{Container: key}))
 }
 
-// collect gathers output until the exit of channel.
+// collect gathers output until the exit of channel and what it says was written,
+// which comes later when the process was faster than the host's window.
 func (w *worker) collect(channel uint32) (output string, code int) {
 	w.t.Helper()
 	timer := time.AfterFunc(10*time.Second, func() { w.io.Close() })
 	defer timer.Stop()
-	for {
+	for end := uint64(math.MaxUint64); ; {
 		b, err := w.io.Recv()
 		if err != nil {
 			w.t.Fatalf("waiting for the exit: %v", err)
@@ -142,7 +147,10 @@ func (w *worker) collect(channel uint32) (output string, code int) {
 		case f.Type == stdio.TypeData:
 			output += string(f.Payload)
 		case f.Type == stdio.TypeExit:
-			return output, f.Code()
+			code, end = f.Code(), f.End(stdio.Stdout)
+		}
+		if uint64(len(output)) >= end {
+			return output, code
 		}
 	}
 }
