@@ -253,7 +253,6 @@ func (g *Governor) look() {
 func (g *Governor) forget() {
 	if g.asked > g.machine.Has && g.group.number("memory.current")+spare < g.group.number("memory.max") {
 		g.asked, g.hungry = 0, false
-		g.cfg.Ask(g.machine.Has)
 	}
 }
 
