@@ -130,6 +130,7 @@ func (n *fakeNet) attach(_ context.Context, req *netv1.AttachRequest) (*netv1.At
 		n.fill(a)
 		n.touch(req.Sandbox)
 	}
+	a.Policy = req.Policy
 	return &netv1.AttachReply{Attachment: proto.CloneOf(a)}, nil
 }
 

@@ -160,6 +160,12 @@ func (n *network) attach(ctx context.Context) error {
 		return err
 	}
 	n.want(reply.GetAttachment())
+	n.mu.Lock()
+	over := n.over
+	n.mu.Unlock()
+	if over { // the VM ended meanwhile, and its detach may have come first
+		return n.s.w.detachNetwork(ctx, n.s.id)
+	}
 	return nil
 }
 

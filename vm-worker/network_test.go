@@ -76,6 +76,17 @@ func TestAContainerStartsWithTheNetworkOfItsNamespace(t *testing.T) {
 	if !h.hasLinks(id, link(2), link(3), link(4)) {
 		t.Errorf("at its start the VM has %v and its guest %v", h.fake().NICs(id), h.fake().Network(id))
 	}
+	// A service that has lost its record knows no policy but what is configured.
+	net.stop()
+	net.mu.Lock()
+	net.attachments[id].Policy = &netv1.Policy{Model: "tc", Queues: 1}
+	net.mu.Unlock()
+	net.serve()
+	eventually(t, "the service knows again what the VM may send", func() bool {
+		net.mu.Lock()
+		defer net.mu.Unlock()
+		return net.attachments[id].GetPolicy().GetAllowSpoofing()
+	})
 	h.kill("c1", 9)
 	r.expectCode(137)
 	h.await("c1", "exited")

@@ -60,6 +60,9 @@ func (w *Worker) takeNetworks(reply *netv1.WatchReply, all bool) {
 		told[a.GetSandbox()] = true
 		if s := w.attachable(a.GetSandbox()); s != nil {
 			s.network.want(a)
+			if !permits(a.GetPolicy(), s.record().GetNetworkPolicy()) { // its record was lost
+				w.attachAgain(s)
+			}
 			continue
 		}
 		if strings.HasPrefix(a.GetSandbox(), sandboxPrefix) { // the others are a person's
@@ -81,13 +84,24 @@ func (w *Worker) takeNetworks(reply *netv1.WatchReply, all bool) {
 	w.mu.Unlock()
 	for _, s := range sandboxes {
 		if (all && !told[s.id] || lost[s.id]) && s.alive() && w.attachable(s.id) == s {
-			w.tasks.Go(func() {
-				if err := s.network.attach(w.context()); err != nil {
-					w.log.Warn("sandbox not attached to its network", "sandbox", s.id, "error", err)
-				}
-			})
+			w.attachAgain(s)
 		}
 	}
+}
+
+func (w *Worker) attachAgain(s *sandbox) {
+	w.tasks.Go(func() {
+		if err := s.network.attach(w.context()); err != nil {
+			w.log.Warn("sandbox not attached to its network", "sandbox", s.id, "error", err)
+		}
+	})
+}
+
+// permits tells whether a policy in force lets a VM send all that was asked for. What
+// is configured may permit more.
+func permits(inForce, asked *netv1.Policy) bool {
+	return inForce.GetAllowSpoofing() || !asked.GetAllowSpoofing() &&
+		len(inForce.GetAllowedMacs()) >= len(asked.GetAllowedMacs()) && len(inForce.GetAllowedAddresses()) >= len(asked.GetAllowedAddresses())
 }
 
 // attachable finds a sandbox that has or will have a VM.

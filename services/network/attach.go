@@ -6,9 +6,11 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -41,14 +43,15 @@ func (s *Service) attach(ctx context.Context, req *netv1.AttachRequest) (*netv1.
 		return nil, err
 	}
 	defer unlock()
-	if err := s.attachLocked(ctx, a, ns, policy); err != nil {
+	if err := s.attachLocked(ctx, a, ns, policy, req.Policy != nil); err != nil {
 		return nil, err
 	}
 	return &netv1.AttachReply{Attachment: proto.CloneOf(a.record)}, nil
 }
 
-// attachLocked attaches, or looks at what is attached anew. It takes ns over.
-func (s *Service) attachLocked(ctx context.Context, a *attachment, ns *netspace.Namespace, policy *netv1.Policy) error {
+// attachLocked attaches, or looks at what is attached anew. asked tells whether the
+// policy is the caller's, and not only as configured. It takes ns over.
+func (s *Service) attachLocked(ctx context.Context, a *attachment, ns *netspace.Namespace, policy *netv1.Policy, asked bool) error {
 	if err := s.recall(ctx, a); err != nil {
 		ns.Close()
 		return err
@@ -69,7 +72,7 @@ func (s *Service) attachLocked(ctx context.Context, a *attachment, ns *netspace.
 		} else if err := s.reanchor(a, ns); err != nil {
 			return err
 		}
-		return s.refresh(ctx, a)
+		return errors.Join(s.permit(a, policy, asked), s.refresh(ctx, a))
 	}
 	if err := s.claim(ns.ID, a.sandbox); err != nil {
 		ns.Close()
@@ -113,6 +116,31 @@ func (s *Service) attachFresh(ctx context.Context, a *attachment, policy *netv1.
 	s.startFollowing(a)
 	s.event(ctx, a.sandbox, "attached", attachedAttributes(a.record))
 	s.log.Info("network attached", "sandbox", a.sandbox, "links", len(a.record.Network.Links), "nics", len(a.record.Nics))
+	return nil
+}
+
+// permit puts into force what a repeated attach says that the VM may send: an
+// attachment whose record was lost has what is configured. The model and the queues
+// are what was made. The caller holds a.op.
+func (s *Service) permit(a *attachment, policy *netv1.Policy, asked bool) error {
+	now := a.record.Policy
+	if !asked || now.AllowSpoofing == policy.AllowSpoofing &&
+		slices.Equal(now.AllowedMacs, policy.AllowedMacs) && slices.Equal(now.AllowedAddresses, policy.AllowedAddresses) {
+		return nil
+	}
+	before := proto.CloneOf(now)
+	now.AllowSpoofing, now.AllowedMacs, now.AllowedAddresses = policy.AllowSpoofing, policy.AllowedMacs, policy.AllowedAddresses
+	a.behind = true
+	for _, nic := range a.record.Nics {
+		if a.unjoined[nic] || a.link(nic.Link) == nil {
+			continue // it gets the policy when it is joined
+		}
+		if err := s.guard.Update(s.guarded(a, nic)); err != nil {
+			a.record.Policy = before
+			return fmt.Errorf("the checks of link %s are not changed: %w", nic.Link, err)
+		}
+	}
+	s.show(a)
 	return nil
 }
 

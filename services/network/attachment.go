@@ -5,6 +5,7 @@ package network
 
 import (
 	"context"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -31,9 +32,12 @@ type attachment struct {
 	record *netv1.Attachment // nil while nothing was made
 	// unjoined are NICs on record that are not, or not yet whole.
 	unjoined map[*netv1.Nic]bool
-	behind   bool // the bucket has an older record
-	follow   context.CancelFunc
-	done     chan struct{} // closed when the follower has ended
+	// unmade are links that could not be joined, and when they are tried again.
+	unmade map[string]*unmade
+	behind bool      // the bucket has an older record
+	sought time.Time // when a dial last had the listeners read
+	follow context.CancelFunc
+	done   chan struct{} // closed when the follower has ended
 
 	poke chan struct{} // capacity 1: look at the listeners
 
@@ -46,7 +50,7 @@ func (s *Service) lock(ctx context.Context, sandbox string) (*attachment, func()
 		s.mu.Lock()
 		a := s.attachments[sandbox]
 		if a == nil {
-			a = &attachment{sandbox: sandbox, op: make(chan struct{}, 1), poke: make(chan struct{}, 1), unjoined: map[*netv1.Nic]bool{}}
+			a = &attachment{sandbox: sandbox, op: make(chan struct{}, 1), poke: make(chan struct{}, 1), unjoined: map[*netv1.Nic]bool{}, unmade: map[string]*unmade{}}
 			s.attachments[sandbox] = a
 		}
 		s.mu.Unlock()

@@ -46,11 +46,20 @@ func (s *Service) conform(ctx context.Context, a *attachment, strict bool) error
 	if err := s.dropAbsent(a); err != nil {
 		return err
 	}
+	for id := range a.unmade {
+		if a.link(id) == nil {
+			delete(a.unmade, id)
+		}
+	}
 	var fresh []*netv1.Nic
 	for i, l := range found.Links {
 		link := found.Network.Links[i]
 		if _, note := wire.Model(l, a.record.Policy.Model); note != "" {
 			problems = append(problems, note)
+		}
+		if u := a.unmade[link.Id]; u != nil && !strict && u.waits(link) {
+			problems = append(problems, u.problem)
+			continue
 		}
 		if nic := a.nic(link.Id); nic != nil {
 			if a.unjoined[nic] { // an earlier look did not come so far
@@ -85,12 +94,16 @@ func (s *Service) conform(ctx context.Context, a *attachment, strict bool) error
 			return err
 		}
 		if err != nil {
-			problems = append(problems, fmt.Sprintf("the VM does not have %v", err))
-			s.log.Warn("link not joined", "sandbox", a.sandbox, "error", err)
+			problem := fmt.Sprintf("the VM does not have %v", err)
+			problems = append(problems, problem)
+			wait := a.notMade(a.link(nic.Link), problem)
+			s.log.Warn("link not joined", "sandbox", a.sandbox, "error", err, "again_in", wait)
 			if err := s.take(a, nic); err != nil {
 				return err
 			}
+			continue
 		}
+		delete(a.unmade, nic.Link)
 		delete(a.unjoined, nic)
 	}
 	if err := s.followLinks(a, before, fresh); err != nil {

@@ -4,6 +4,7 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,9 +12,11 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"bulkhead/bus"
 	"bulkhead/bus/config"
@@ -304,9 +307,10 @@ func TestANetworkStaysUpWhileTheServiceIsDead(t *testing.T) {
 				inside.run("ip link set eth0 address 02:00:00:00:00:01 up; ip addr add 10.9.0.2/24 dev eth0")
 				inside.settle("eth0")
 				before := inside.state()
+				policy := &netv1.Policy{Model: model, AllowedAddresses: []string{"10.8.0.0/24"}, AllowedMacs: []string{"02:00:00:00:00:77"}}
 				service, ended := r.alone("")
 				a := call[netv1.AttachReply](r, "attach", &netv1.AttachRequest{
-					Sandbox: "box.1", Namespace: &netv1.Namespace{Pid: inside.pid()}, Policy: &netv1.Policy{Model: model},
+					Sandbox: "box.1", Namespace: &netv1.Namespace{Pid: inside.pid()}, Policy: policy,
 				}).Attachment
 				link := a.Network.Links[0]
 				tap := r.open("box.1", link.Id)[0]
@@ -330,12 +334,126 @@ func TestANetworkStaysUpWhileTheServiceIsDead(t *testing.T) {
 				if got := again.Network.Links; len(got) != 1 || got[0].Id != link.Id || got[0].Mac != link.Mac || !again.Attached.AsTime().Equal(a.Attached.AsTime()) || !hasAddress(got[0], "10.9.0.3/24") {
 					t.Errorf("taken over: %v", again)
 				}
+				if again.Revision <= a.Revision { // who was told the first would not take the second for news
+					t.Errorf("taken over with revision %d after %d", again.Revision, a.Revision)
+				}
+				// The worker says again what its VM may send, as the record may be lost.
+				call[netv1.AttachReply](r, "attach", &netv1.AttachRequest{Sandbox: "box.1", Namespace: &netv1.Namespace{Pid: inside.pid()}, Policy: policy})
+				pass(t, tap, far, withHeader(frame("02:00:00:00:00:99", "02:00:00:00:00:77", "10.8.0.5", "10.9.0.1", "from an allowed one")))
 				inside.run("ip addr del 10.9.0.3/24 dev eth0")
 				r.detach("box.1")
 				if after := inside.state(); after != before {
 					t.Errorf("after a detach by the next service: the namespace is not as before:%s", unlike(before, after))
 				}
 			})
+		}
+	}
+}
+
+// What a VM may send is the asker's to say, also of what is attached.
+func TestARepeatedAttachSaysWhatTheVMMaySend(t *testing.T) {
+	t.Parallel()
+	for _, model := range models {
+		t.Run(model, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t).start()
+			inside, outside := newSpace(t), newSpace(t)
+			inside.veth("eth0", outside, "out0")
+			inside.run("ip link set eth0 address 02:00:00:00:00:01 up; ip addr add 10.9.0.2/24 dev eth0")
+			inside.settle("eth0")
+			policy := &netv1.Policy{Model: model}
+			attach := func() *netv1.Attachment {
+				return call[netv1.AttachReply](r, "attach", &netv1.AttachRequest{Sandbox: "box", Namespace: &netv1.Namespace{Pid: inside.pid()}, Policy: policy}).Attachment
+			}
+			a := attach()
+			tap, far := r.open("box", a.Network.Links[0].Id)[0], outside.packets("out0")
+			foreign := withHeader(frame("02:00:00:00:00:99", "02:00:00:00:00:66", "10.7.0.5", "10.9.0.1", "from a foreign one"))
+			own := func(text string) []byte {
+				return withHeader(frame("02:00:00:00:00:99", a.Network.Links[0].Mac, "10.9.0.2", "10.9.0.1", text))
+			}
+			policy.AllowSpoofing = true
+			attach()
+			pass(t, tap, far, foreign)
+			policy.AllowSpoofing = false
+			if a := attach(); a.Policy.AllowSpoofing {
+				t.Errorf("in force is %v", a.Policy)
+			}
+			pass(t, tap, far, own("a mark that comes after all before")) // what was let through has come
+			if _, err := tap.Write(foreign); err != nil {
+				t.Fatal(err)
+			}
+			passAlone(t, tap, far, own("from its own address"), "from a foreign one")
+		})
+	}
+}
+
+// passAlone is pass, and fails for a frame that ends with a text it should not.
+func passAlone(t *testing.T, from, to *os.File, frame []byte, unwanted string) {
+	t.Helper()
+	text := frame[len(frame)-12:]
+	if _, err := from.Write(frame); err != nil {
+		t.Fatal(err)
+	}
+	_ = to.SetReadDeadline(time.Now().Add(deadline))
+	for buf := make([]byte, 70000); ; {
+		n, err := to.Read(buf)
+		if err != nil {
+			t.Fatalf("a frame that ends with %q does not come: %v", text, err)
+		}
+		if bytes.HasSuffix(buf[:n], []byte(unwanted)) {
+			t.Fatalf("a frame that ends with %q came", unwanted)
+		}
+		if bytes.HasSuffix(buf[:n], text) {
+			return
+		}
+	}
+}
+
+// A VM whose network is taken back may run still, and its tap is joined until the end.
+func TestNothingPassesUncheckedWhileANetworkIsTakenBack(t *testing.T) {
+	t.Parallel()
+	for _, model := range models {
+		t.Run(model, func(t *testing.T) {
+			t.Parallel()
+			var tap, near *os.File
+			var mac string
+			r := newRig(t, func(d *Deps) {
+				d.Failpoint = func(step string) error {
+					if step == "take-tap" || step == "take-bridge" || step == "take-multicast" { // the guard is away
+						_, _ = tap.Write(withHeader(frame("02:00:00:00:00:99", mac, "10.66.0.6", "10.9.0.1", "forged")))
+					}
+					return nil
+				}
+			}).start()
+			inside, outside := newSpace(t), newSpace(t)
+			inside.veth("eth0", outside, "out0")
+			inside.run("ip link set eth0 up; ip addr add 10.9.0.2/24 dev eth0")
+			inside.settle("eth0")
+			a := call[netv1.AttachReply](r, "attach", &netv1.AttachRequest{Sandbox: "box", Namespace: &netv1.Namespace{Pid: inside.pid()}, Policy: &netv1.Policy{Model: model}}).Attachment
+			mac = a.Network.Links[0].Mac
+			tap = r.open("box", a.Network.Links[0].Id)[0]
+			far := outside.packets("out0")
+			near = inside.packets("eth0")
+			pass(t, tap, far, withHeader(frame("02:00:00:00:00:99", mac, "10.9.0.2", "10.9.0.1", "from the guest as long as it may")))
+			r.detach("box")
+			passAlone(t, near, far, frame("02:00:00:00:00:99", mac, "10.9.0.2", "10.9.0.1", "after the detach"), "forged")
+		})
+	}
+}
+
+// Records are where people and the next service look, also after the bus has lost them.
+func TestRecordsComeBackWithTheBus(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(d *Deps) { d.Log = nil }).start()
+	inside, _ := faultGround(t)
+	r.attach("box", inside)
+	r.loseRecord("box")
+	if err := r.conn.NATS().ForceReconnect(); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(deadline); len(r.records()) == 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the bus is back, and the record is not")
 		}
 	}
 }
@@ -357,10 +475,30 @@ func hasAddress(l *netv1.Link, prefix string) bool {
 	return slices.ContainsFunc(l.Addresses, func(a *netv1.Address) bool { return a.Prefix == prefix })
 }
 
+// unitCapabilities are those that the systemd unit leaves, as setpriv wants them.
+func unitCapabilities(t *testing.T) string {
+	t.Helper()
+	unit, err := os.ReadFile("../../deploy/systemd/bulkhead-network.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(unit), "\nCapabilityBoundingSet=")
+	line, _, _ := strings.Cut(rest, "\n")
+	names := strings.Fields(line)
+	if !found || len(names) != 2 {
+		t.Fatalf("the unit leaves the capabilities %q", line)
+	}
+	var set strings.Builder
+	for _, name := range names {
+		set.WriteString(",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_")))
+	}
+	return set.String()
+}
+
 func TestTheServiceAloneNeedsTwoCapabilities(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	r.alone("", "setpriv", "--bounding-set=-all,+net_admin,+sys_admin", "--inh-caps=-all")
+	r.alone("", "setpriv", "--bounding-set=-all"+unitCapabilities(t), "--inh-caps=-all", "--no-new-privs")
 	for _, model := range []string{"tc", "bridge"} {
 		inside, before := faultGround(t)
 		a := call[netv1.AttachReply](r, "attach", &netv1.AttachRequest{

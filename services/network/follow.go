@@ -157,7 +157,7 @@ func (s *Service) look(ctx context.Context, a *attachment, whole, orphaned bool)
 	if orphaned && s.bereaved(a) {
 		return true
 	}
-	if whole {
+	if whole || len(a.unmade) > 0 {
 		err = s.refresh(ctx, a)
 	} else {
 		err = s.refreshListeners(ctx, a)

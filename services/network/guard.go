@@ -14,7 +14,7 @@ import (
 // wire.Join (wireOf, conform.go), when the device stands and nothing is
 // joined to it yet, so that no frame passes unchecked, and again after a restart
 // of the service, when all of it may be there already; Update when the link's name,
-// MAC, MTU or addresses changed (followLinks); Detach when nothing is joined any
+// MAC, MTU or addresses changed (followLinks), or the policy did (permit); Detach when nothing is joined any
 // more, also where Attach never was or failed half way, and by a later process
 // than the one that attached: whatever Attach leaves is in the kernel and found
 // there. Filters of a guard are on the

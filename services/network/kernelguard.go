@@ -66,7 +66,18 @@ func (k *kernelGuard) Attach(g Guarded) error {
 
 func (k *kernelGuard) Update(g Guarded) error {
 	if g.Policy.AllowSpoofing {
-		return nil
+		if k.tap(g) == nil {
+			return nil
+		}
+		// It was checked until now.
+		device, err := g.NS.Netlink().LinkByName(g.Device)
+		if err == nil {
+			err = guard.DetachTap(g.NS.Netlink(), device, hookOf(g))
+		}
+		if err == nil {
+			k.keep(g, nil)
+		}
+		return err
 	}
 	rules, err := rulesOf(g)
 	if err != nil {

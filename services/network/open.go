@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"time"
 
 	"bulkhead/bus"
 	"bulkhead/bus/handover"
@@ -46,6 +47,9 @@ func (s *Service) open(ctx context.Context, req *netv1.OpenRequest) (*netv1.Open
 	return reply, nil
 }
 
+// seekEvery is how often a dial to where nothing listens has the namespace looked at.
+const seekEvery = 250 * time.Millisecond
+
 // dial hands over a socket that is connected to what listens in the namespace.
 func (s *Service) dial(ctx context.Context, req *netv1.DialRequest) (*netv1.DialReply, error) {
 	a, unlock, err := s.attached(ctx, req.Sandbox)
@@ -53,8 +57,11 @@ func (s *Service) dial(ctx context.Context, req *netv1.DialRequest) (*netv1.Dial
 		return nil, err
 	}
 	to := req.GetTo()
-	if !a.listens(to) { // it may be younger than the last look
+	// It may be younger than the last look. What asks is a guest, which may ask for
+	// anything as often as it likes.
+	if !a.listens(to) && time.Since(a.sought) >= seekEvery {
 		err = s.refreshListeners(ctx, a)
+		a.sought = time.Now()
 	}
 	if err == nil && !a.listens(to) {
 		err = bus.Errorf(bus.NotFound, "nothing in the network namespace of sandbox %s listens on %s port %d (%s)", req.Sandbox, to.GetAddress(), to.GetPort(), to.GetProtocol())
@@ -63,8 +70,12 @@ func (s *Service) dial(ctx context.Context, req *netv1.DialRequest) (*netv1.Dial
 		unlock()
 		return nil, err
 	}
-	socket, err := scan.Dial(a.ns, to)
-	unlock()
+	dialing, err := scan.Dial(a.ns, to)
+	unlock() // a listener whose queue is full lets a connection wait
+	var socket *os.File
+	if err == nil {
+		socket, err = dialing.Wait()
+	}
 	if err != nil {
 		return nil, bus.Errorf(bus.Unavailable, "sandbox %s: %w", req.Sandbox, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -109,8 +110,13 @@ func (s *Service) takeOver(ctx context.Context, a *attachment, record *netv1.Att
 func (s *Service) resume(ctx context.Context, a *attachment) error {
 	var err error
 	if a.events, err = a.ns.Subscribe(); err != nil {
+		// It is on record or in the namespace still, and the next request tries again.
+		s.unclaim(a.ns.ID, a.sandbox)
+		a.ns.Close()
+		a.ns, a.record = nil, nil
 		return err
 	}
+	a.record.Revision = revisionAfter(a.record)
 	if err := s.dropBroken(a); err != nil {
 		s.log.Warn("what is left of a NIC is not taken back", "sandbox", a.sandbox, "error", err)
 	}
@@ -129,6 +135,13 @@ func (s *Service) resume(ctx context.Context, a *attachment) error {
 	}
 	s.startFollowing(a)
 	return nil
+}
+
+// revisionAfter is a revision that nobody was told yet: those who were told must take
+// what comes for newer, and the record may be lost, or behind what they know. A
+// namespace changes less often than once in a millisecond (quietTime).
+func revisionAfter(r *netv1.Attachment) uint64 {
+	return max(r.Revision+1, uint64(max(0, time.Since(r.Attached.AsTime()).Milliseconds())))
 }
 
 // reopen opens the namespace of a record again.

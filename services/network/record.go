@@ -5,7 +5,11 @@ package network
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"time"
+
+	"github.com/nats-io/nats.go"
 
 	"bulkhead/bus"
 	busv1 "bulkhead/proto/bus/v1"
@@ -50,4 +54,61 @@ func (s *Service) event(ctx context.Context, sandbox, name string, attributes ma
 	if err != nil {
 		s.log.Warn("event not published", "sandbox", sandbox, "event", name, "error", err)
 	}
+}
+
+// recordAgain is the pause between two attempts on a bus that is connected and yet
+// refuses: its storage is coming up.
+const recordAgain = time.Second
+
+// keepRecorded writes the records anew that a bus which was away has not: it may have
+// come back with another store. It runs until the service ends.
+func (s *Service) keepRecorded() {
+	back := s.conn.NATS().StatusChanged(nats.CONNECTED)
+	defer s.conn.NATS().RemoveStatusListener(back)
+	for {
+		select {
+		case _, open := <-back:
+			if !open { // the connection is closed for good
+				return
+			}
+		case <-s.life.Done():
+			return
+		}
+		for err := s.recordMissing(s.life); err != nil && s.life.Err() == nil; err = s.recordMissing(s.life) {
+			s.log.Warn("records of networks not written anew", "error", err)
+			select {
+			case <-time.After(recordAgain):
+			case <-s.life.Done():
+			}
+		}
+	}
+}
+
+func (s *Service) recordMissing(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, undoTime)
+	defer cancel()
+	keys, err := s.records.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, shown := range s.all() {
+		errs = append(errs, s.recordOne(ctx, shown.Sandbox, slices.Contains(keys, bus.Token(shown.Sandbox))))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Service) recordOne(ctx context.Context, sandbox string, there bool) error {
+	a, unlock, err := s.attached(ctx, sandbox)
+	if bus.ReasonOf(err) == bus.NotFound {
+		return nil // it went meanwhile
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if there && !a.behind {
+		return nil
+	}
+	return s.save(ctx, a, "record-again")
 }

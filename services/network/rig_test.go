@@ -156,6 +156,7 @@ type rig struct {
 	bus    *bustest.Bus
 	deps   Deps
 	stop   func()
+	conn   *bus.Conn // of the service
 	parcel chan parcel
 }
 
@@ -182,6 +183,7 @@ func (r *rig) start() *rig {
 	ctx, cancel := context.WithCancel(context.Background())
 	d := r.deps
 	d.Conn = r.bus.Dial("network")
+	r.conn = d.Conn
 	serving, ended := make(chan struct{}), make(chan error, 1)
 	d.Serving = func() { _ = d.Conn.NATS().Flush(); close(serving) }
 	go func() { ended <- Run(ctx, d) }()

@@ -79,6 +79,7 @@ func Run(ctx context.Context, d Deps) error {
 	if err := s.reconcile(ctx); err != nil {
 		return err
 	}
+	s.tasks.Go(s.keepRecorded)
 	svc, err := s.serve(ctx, d.Version)
 	if err != nil {
 		return err

@@ -1144,7 +1144,8 @@ func (x *Nic) GetAllMulticast() bool {
 }
 
 // AttachRequest wires a sandbox to the namespace. A sandbox is attached once:
-// repeated, it answers with what is there.
+// repeated, it answers with what is there, and what its policy says that the VM may
+// send is in force from then on. Model and queues stay.
 type AttachRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sandbox       string                 `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`

@@ -145,7 +145,10 @@ func (w *Wire) Join() error {
 // Leave takes the NIC back. It goes on after an error; what is not there is
 // none. A link that is gone took its own half along.
 func (w *Wire) Leave() error {
-	steps := []step{{"take-link-filter", w.dropRedirect}, {"take-unguard", w.Unguard}}
+	// A VM may have the tap open still, and a tap that is down takes nothing from it:
+	// no frame passes between the end of the guard and that of the tap, which goes last
+	// as its alias tells what was made.
+	steps := []step{{"take-tap-down", w.deviceDown}, {"take-link-filter", w.dropRedirect}, {"take-unguard", w.Unguard}}
 	switch w.NIC.Model {
 	case ModelTC:
 		steps = append(steps, step{"take-multicast", w.dropAllMulticast}, step{"take-link-qdisc", w.dropLinkQdisc})
@@ -211,6 +214,22 @@ func (w *Wire) deviceUp() error {
 		return err
 	}
 	return w.NS.Netlink().LinkSetUp(l)
+}
+
+// deviceDown sets the device down, which nothing passes then. One that is another's
+// stays as it is.
+func (w *Wire) deviceDown() error {
+	l, err := w.NS.Netlink().LinkByName(w.NIC.Device)
+	if absent(err) || err == nil && !strings.HasPrefix(l.Attrs().Alias, w.Alias+" ") {
+		return nil
+	}
+	if err == nil {
+		err = w.NS.Netlink().LinkSetDown(l)
+	}
+	if absent(err) {
+		return nil
+	}
+	return err
 }
 
 // quiet keeps the kernel from giving a device a link-local address. A kernel
