@@ -28,6 +28,7 @@ type budget struct {
 	mu      sync.Mutex
 	claims  map[*sandbox]uint64 // guarded by mu: what VMs are about to have
 	changed chan struct{}       // guarded by mu: closed when memory has come back
+	needy   int                 // guarded by mu: VMs that wait for memory
 }
 
 func newBudget(w *Worker) *budget {
@@ -70,6 +71,24 @@ func (b *budget) gaveBack() {
 	defer b.mu.Unlock()
 	close(b.changed)
 	b.changed = make(chan struct{})
+}
+
+// inNeed notes that a VM of containers waits for memory, until its result is called.
+func (b *budget) inNeed() (over func()) {
+	add := func(n int) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.needy += n
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// somebodyNeeds tells whether a VM of containers waits for memory.
+func (b *budget) somebodyNeeds() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.needy > 0
 }
 
 // freed is closed when a VM gives memory back from now on.

@@ -63,30 +63,52 @@ func (s *sandbox) listenMemory(ctx context.Context) {
 // tells the guest what it has. One that the host has no memory for is refused: its kernel
 // then decides what has to end.
 func (s *sandbox) fulfil(ctx context.Context, want uint64, later <-chan uint64) {
-	refused := false
-	for deadline := time.Now().Add(shortageTime); ; {
+	deadline, look := time.NewTimer(shortageTime), time.NewTicker(shortageLook)
+	defer deadline.Stop()
+	defer look.Stop()
+	for asked := false; ; {
 		freed := s.w.budget.freed()
-		err := s.changeMemory(ctx, want, refused)
-		if err == nil || refused || ctx.Err() != nil || !s.alive() {
+		err := s.changeMemory(ctx, want, false)
+		if err == nil || ctx.Err() != nil || !s.alive() {
 			return
 		}
 		if bus.ReasonOf(err) != bus.ResourceExhausted {
-			s.w.log.Warn("memory of the vm not changed", "sandbox", s.id, "want_mib", want>>20, "error", err)
-			refused = true
-			continue
+			s.refuseMemory(ctx, want, err)
+			return
 		}
-		s.w.trimOthers(s)
+		if !asked { // once: each time they give up files that they have cached
+			asked = true
+			defer s.w.budget.inNeed()()
+			s.w.trimOthers(s)
+			s.w.tasks.Go(func() { s.w.stock.yield(s.w.context()) })
+		}
 		select {
 		case <-freed:
-		case want = <-later: // the guest may need less meanwhile
-		case <-time.After(time.Until(deadline)):
-			s.w.log.Warn("vm gets no more memory", "sandbox", s.id, "want_mib", want>>20, "error", err)
-			s.w.event(ctx, "sandbox", s.id, "memory_refused", map[string]string{"error": err.Error()})
-			refused = true
+		case <-look.C: // other processes of the host tell nobody what they give back
+			select {
+			case want = <-later: // the guest may need less meanwhile
+			default:
+			}
+		case <-deadline.C:
+			s.refuseMemory(ctx, want, err)
+			return
 		case <-ctx.Done():
+			return
 		}
 	}
 }
+
+// refuseMemory tells the guest that it has to do with what it has.
+func (s *sandbox) refuseMemory(ctx context.Context, want uint64, why error) {
+	s.w.log.Warn("vm gets no more memory", "sandbox", s.id, "want_mib", want>>20, "error", why)
+	s.w.event(ctx, "sandbox", s.id, "memory_refused", map[string]string{"error": why.Error()})
+	if err := s.changeMemory(ctx, want, true); err != nil {
+		s.w.log.Debug("guest not told that it gets no more memory; its charges do not wait for ever", "sandbox", s.id, "error", err)
+	}
+}
+
+// shortageLook is the pause between two looks at a host that has too little, and between two of the guest's wishes meanwhile.
+const shortageLook = 500 * time.Millisecond
 
 // changeMemory is one attempt to fulfil a wish. Its error is ResourceExhausted when
 // the host has too little now.

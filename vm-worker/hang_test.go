@@ -7,6 +7,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +26,22 @@ type hanging struct {
 	hypervisor.VM
 	once sync.Once
 	hung chan struct{}
+
+	slow atomic.Pointer[slowKill] // nil: it is killed at once
+}
+
+// slowKill holds up the killing of a VM until it is released.
+type slowKill struct {
+	once            sync.Once
+	begun, released chan struct{}
+}
+
+func (v *hanging) Kill(ctx context.Context) error {
+	if k := v.slow.Load(); k != nil {
+		k.once.Do(func() { close(k.begun) })
+		<-k.released
+	}
+	return v.VM.Kill(ctx)
 }
 
 func (v *hanging) hang() { v.once.Do(func() { close(v.hung) }) }

@@ -182,6 +182,19 @@ func (o *observed) hangAll() {
 	}
 }
 
+// slowKill holds up the killing of a VM.
+func (o *observed) slowKill(id string) *slowKill {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	k := &slowKill{begun: make(chan struct{}), released: make(chan struct{})}
+	for _, v := range o.vms {
+		if v.ID() == id {
+			v.slow.Store(k)
+		}
+	}
+	return k
+}
+
 // awaitVM waits until a VM has been started.
 func (h *host) awaitVM() {
 	h.t.Helper()

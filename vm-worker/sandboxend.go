@@ -61,6 +61,7 @@ func (s *sandbox) watchVM(vm hypervisor.VM) {
 		return // the VM lives on; the next worker adopts it
 	}
 	s.died()
+	s.w.budget.gaveBack()
 	s.endLinks()
 	s.mu.Lock()
 	s.closing = true

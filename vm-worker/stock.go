@@ -45,6 +45,8 @@ type stock struct {
 const (
 	// stockRetry is the pause after something could not be made, or not for want of memory.
 	stockRetry = 20 * time.Second
+	// neededElsewhere is why there is no pool, or a smaller one.
+	neededElsewhere = "VMs in use need the memory"
 	// stockWeight is the weight of what is being made against a container's 1024 (cpu.shares).
 	stockWeight = 64
 )
@@ -110,6 +112,10 @@ func (k *stock) fill(ctx context.Context) bool {
 		}
 		if short := memoryShort(); short != "" {
 			k.say(short)
+			return false
+		}
+		if k.w.budget.somebodyNeeds() {
+			k.say(neededElsewhere)
 			return false
 		}
 		s, err := k.start(ctx)
@@ -218,7 +224,7 @@ func (k *stock) take(ctx context.Context, p *plan) *sandbox {
 		k.pool = k.pool[1:]
 		rec := s.record()
 		switch {
-		case !s.alive():
+		case !s.alive() || s.ending():
 			continue // watch removes it
 		case rec.Template != p.from.Key():
 			k.w.tasks.Go(func() { k.discard(ctx, s, "its template is not that of today's parts") })
@@ -228,9 +234,11 @@ func (k *stock) take(ctx context.Context, p *plan) *sandbox {
 			k.missed++
 			return nil
 		}
+		if !s.unpool() {
+			continue // it is being taken away
+		}
 		k.taken++
 		s.mu.Lock()
-		s.pooled = false
 		s.rec.TrustClass, s.rec.MountLabels, s.rec.Created = p.trustClass(), []string{p.mountLabel}, timestamppb.Now()
 		s.mu.Unlock()
 		return s
@@ -265,11 +273,13 @@ func (k *stock) discard(ctx context.Context, s *sandbox, why string) {
 	k.pool = slices.DeleteFunc(k.pool, func(o *sandbox) bool { return o == s })
 	k.mu.Unlock()
 	k.w.mu.Lock()
-	mine := k.w.sandboxes[s.id] == s
-	delete(k.w.sandboxes, s.id)
+	mine := s.unpool()
+	if mine {
+		delete(k.w.sandboxes, s.id)
+	}
 	k.w.mu.Unlock()
 	if !mine {
-		return // somebody else is at it
+		return // somebody else is at it, or a container has it by now
 	}
 	err := s.kill(ctx, why)
 	if err == nil {
@@ -288,6 +298,19 @@ func (k *stock) drain(ctx context.Context, why string) {
 	for _, s := range pool {
 		k.discard(ctx, s, why)
 	}
+}
+
+// yield ends all that waits, as a VM that containers have needs its memory.
+func (k *stock) yield(ctx context.Context) {
+	k.mu.Lock()
+	empty := len(k.pool) == 0
+	k.mu.Unlock()
+	if empty {
+		return
+	}
+	k.say(neededElsewhere)
+	k.drain(ctx, neededElsewhere)
+	time.AfterFunc(stockRetry, k.wake)
 }
 
 // close waits for run, and takes away what nobody has taken.
@@ -386,6 +409,23 @@ func (w *Worker) clone(p *plan) (hypervisor.Spec, error) {
 	spec, err := w.base(kindOf(p.labelled()))
 	spec.From = p.from
 	return spec, err
+}
+
+// unpool makes a VM of the pool somebody's, who takes it for a container or takes it away; it is false
+// when it is no more the pool's. The caller holds w.mu.
+func (s *sandbox) unpool() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.pooled
+	s.pooled = false
+	return was
+}
+
+// ending tells whether the VM has been ended, or has ended, so that nobody can join it.
+func (s *sandbox) ending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
 }
 
 // spare tells whether the VM waits in the pool, or is on its way there.

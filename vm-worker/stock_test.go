@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"bulkhead/bus/config"
+	agentv1 "bulkhead/proto/agent/v1"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hypervisor"
 	"bulkhead/vm-worker/hypervisor/fake"
@@ -233,4 +234,45 @@ func TestATemplateThatFailsIsToldAndVMsBoot(t *testing.T) {
 			h.expectNoTrace()
 		})
 	}
+}
+
+// TestAVMInUseGetsTheMemoryOfThePool: what nobody uses is given up when a container needs it, and a VM that
+// another container takes meanwhile is that one's.
+func TestAVMInUseGetsTheMemoryOfThePool(t *testing.T) {
+	h := newStock(t, 2)
+	h.awaitPool("filled", full)
+	h.stop()
+	h.cfg.MemoryBudgetMiB = 4 * 128
+	h.serve()
+	h.awaitPool("filled", full)
+	h.createAs("needy", sized(h.bundle("needy", "sleep"), 1024*mib, 100_000))
+	first := h.awaitPool("filled again", full).Sandboxes
+	driver := h.driver.Driver.(*fake.Driver)
+	needy := h.state("needy").Sandbox
+	has := func(what string, bytes uint64) {
+		t.Helper()
+		h.toldMemory(driver, needy, what, func(m *agentv1.MemoryRequest) bool { return m.Memory.GetHas() == bytes && !m.Refused })
+	}
+	h.want(driver, needy, 256*mib)
+	has("beside the pool", 256*mib)
+
+	kill := h.driver.slowKill(first[0].Id)
+	h.want(driver, needy, 384*mib)
+	select {
+	case <-kill.begun:
+	case <-time.After(patience):
+		t.Fatal("the pool is not given up")
+	}
+	h.run("other", "sleep")
+	if got := h.state("other").Sandbox; got != first[1].Id {
+		t.Errorf("the other container runs in %s, not in %s of the pool", got, first[1].Id)
+	}
+	close(kill.released)
+	has("when the pool was given up", 384*mib)
+	h.restart() // which waits until the pool was given up
+	h.expectStatus("other", vmv1.ContainerStatus_CONTAINER_STATUS_RUNNING)
+	h.delete("needy", true)
+	h.delete("other", true)
+	h.stop()
+	h.expectNoTrace()
 }
