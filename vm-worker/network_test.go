@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -202,6 +203,27 @@ func TestACreateWithoutItsNetworkIsUndone(t *testing.T) {
 			h.expectNothing()
 		})
 	}
+}
+
+// What a worker leaves that is killed while it plugs a card in goes before the next attempt.
+func TestACardThatIsHalfThereIsMadeAnew(t *testing.T) {
+	var tries atomic.Int32
+	h := newHost(t, fake.Options{NICError: func(string) error {
+		if tries.Add(1) == 1 {
+			return errors.New("Duplicate ID 'net-n2' for netdev")
+		}
+		return nil
+	}})
+	net := h.newNet(link(2))
+	r := h.run("c1", "sleep")
+	if id := h.state("c1").Sandbox; !h.hasLinks(id, link(2)) {
+		t.Errorf("the VM has %v", h.fake().NICs(id))
+	}
+	r.kill()
+	h.await("c1", "exited")
+	net.expectDetached(t)
+	h.delete("c1", false)
+	h.expectNothing()
 }
 
 func TestWithoutTheNetServiceOnlyContainersWithoutNetworkRun(t *testing.T) {

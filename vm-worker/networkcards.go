@@ -83,8 +83,22 @@ func (n *network) cardMAC(link *netv1.Link, taken map[string]bool) string {
 	return mac.String()
 }
 
-// plugOne has the queues of a link handed over and gives them to the VM.
+// plugOne gives the VM a card. A worker before this one may have been killed with half
+// of it done: what QEMU has of the card then keeps its queues, and goes before a second
+// attempt.
 func (n *network) plugOne(ctx context.Context, vm hypervisor.VM, id string, link *netv1.Link, mac string) error {
+	err := n.tryPlug(ctx, vm, id, link, mac)
+	if reason := bus.ReasonOf(err); reason == "" || reason == bus.Unavailable || reason == bus.NotFound || ctx.Err() != nil {
+		return err
+	}
+	if cutErr := vm.DetachNIC(ctx, id); cutErr != nil {
+		return errors.Join(err, cutErr)
+	}
+	return n.tryPlug(ctx, vm, id, link, mac)
+}
+
+// tryPlug has the queues of a link handed over and gives them to the VM.
+func (n *network) tryPlug(ctx context.Context, vm hypervisor.VM, id string, link *netv1.Link, mac string) error {
 	token := bus.NewOperationID()
 	reply, err := callNet[netv1.OpenReply](ctx, n.s.w, "open", &netv1.OpenRequest{Sandbox: n.s.id, Link: link.GetId(), Token: token})
 	files, claimErr := n.s.w.handover.Claim(token) // also when the answer was lost: they are ours to close

@@ -97,9 +97,12 @@ func (w *Worker) attachAgain(s *sandbox) {
 	})
 }
 
-// permits tells whether a policy in force lets a VM send all that was asked for. What
-// is configured may permit more.
+// permits tells whether a policy in force lets a VM send what was asked for, and no more
+// where that was denied. What is configured may permit more.
 func permits(inForce, asked *netv1.Policy) bool {
+	if asked.GetDenySpoofing() && inForce.GetAllowSpoofing() {
+		return false
+	}
 	return inForce.GetAllowSpoofing() || !asked.GetAllowSpoofing() &&
 		len(inForce.GetAllowedMacs()) >= len(asked.GetAllowedMacs()) && len(inForce.GetAllowedAddresses()) >= len(asked.GetAllowedAddresses())
 }

@@ -129,7 +129,8 @@ func (s *Service) permit(a *attachment, policy *netv1.Policy, asked bool) error 
 		return nil
 	}
 	before := proto.CloneOf(now)
-	now.AllowSpoofing, now.AllowedMacs, now.AllowedAddresses = policy.AllowSpoofing, policy.AllowedMacs, policy.AllowedAddresses
+	now.AllowSpoofing, now.DenySpoofing = policy.AllowSpoofing, policy.DenySpoofing
+	now.AllowedMacs, now.AllowedAddresses = policy.AllowedMacs, policy.AllowedAddresses
 	a.behind = true
 	for _, nic := range a.record.Nics {
 		if a.unjoined[nic] || a.link(nic.Link) == nil {
@@ -187,7 +188,11 @@ func (s *Service) policy(asked *netv1.Policy) (*netv1.Policy, error) {
 		return nil, bus.Errorf(bus.InvalidArgument, "network model %q is not known; use tc, macvtap, bridge or none", p.Model)
 	}
 	p.Queues = min(max(p.Queues, 1), uint32(s.cfg.Queues))
-	p.AllowSpoofing = p.AllowSpoofing || !s.cfg.SpoofProtection
+	if p.AllowSpoofing && p.DenySpoofing {
+		return nil, bus.Errorf(bus.InvalidArgument, "the policy both allows and denies spoofing; choose one")
+	}
+	p.AllowSpoofing = p.AllowSpoofing || !s.cfg.SpoofProtection && !p.DenySpoofing
+	p.DenySpoofing = !p.AllowSpoofing
 	for _, mac := range p.AllowedMacs {
 		if hw, err := net.ParseMAC(mac); err != nil || len(hw) != 6 {
 			return nil, bus.Errorf(bus.InvalidArgument, "allowed MAC %q is not an Ethernet address", mac)

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"bulkhead/bus"
+	"bulkhead/bus/config"
 	netv1 "bulkhead/proto/net/v1"
 )
 
@@ -98,6 +100,32 @@ func TestAPolicyMayAllowMore(t *testing.T) {
 			awaitPath(t, far, func() { tap.Write(withHeader(ipFrame("02:00:00:00:00:77", "10.9.0.66", "from a list"))) })
 			r.detach("box")
 		})
+	}
+}
+
+// A container may ask for more checks than its host makes, and for fewer.
+func TestAContainersPolicyComesBeforeTheHosts(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		protection  bool
+		asked       *netv1.Policy
+		allow, deny bool
+	}{
+		{true, nil, false, true},
+		{true, &netv1.Policy{AllowSpoofing: true}, true, false},
+		{true, &netv1.Policy{DenySpoofing: true}, false, true},
+		{false, nil, true, false},
+		{false, &netv1.Policy{AllowSpoofing: true}, true, false},
+		{false, &netv1.Policy{DenySpoofing: true}, false, true},
+	} {
+		s := &Service{cfg: config.Network{Model: "tc", Queues: 8, SpoofProtection: c.protection}}
+		if p, err := s.policy(c.asked); err != nil || p.AllowSpoofing != c.allow || p.DenySpoofing != c.deny {
+			t.Errorf("spoof_protection = %t, and %v: in force is %v, %v", c.protection, c.asked, p, err)
+		}
+	}
+	s := &Service{cfg: config.Default().Network}
+	if _, err := s.policy(&netv1.Policy{AllowSpoofing: true, DenySpoofing: true}); bus.ReasonOf(err) != bus.InvalidArgument {
+		t.Errorf("both at once: %v", err)
 	}
 }
 

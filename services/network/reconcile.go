@@ -194,7 +194,7 @@ func (s *Service) takeUnrecorded(ctx context.Context, ns *netspace.Namespace) {
 		found.Sandbox, found.Attached = sandbox, timestamppb.New(attached)
 		found.Nics = append(found.Nics, nic)
 		found.Retired = append(found.Retired, retiredBefore(nic)...)
-		found.Policy = &netv1.Policy{Model: nic.Model, Queues: nic.Queues, AllowSpoofing: !s.cfg.SpoofProtection}
+		found.Policy = &netv1.Policy{Model: nic.Model, Queues: nic.Queues, AllowSpoofing: !s.cfg.SpoofProtection, DenySpoofing: s.cfg.SpoofProtection}
 	}
 	if len(found.Nics) == 0 {
 		ns.Close()

@@ -74,7 +74,7 @@ func (p *Policy) read(what, value string) error {
 		if value != "allow" && value != "deny" {
 			return fmt.Errorf("%q is neither \"allow\" nor \"deny\"", value)
 		}
-		p.AllowSpoofing = value == "allow"
+		p.AllowSpoofing, p.DenySpoofing = value == "allow", value == "deny"
 	case annotationAllowedMACs:
 		for _, text := range items(value) {
 			mac, err := net.ParseMAC(text)

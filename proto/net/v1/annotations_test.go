@@ -23,7 +23,7 @@ func TestAnnotationsSayHowAVMIsJoinedToItsNetwork(t *testing.T) {
 		"io.bulkhead.network.allowed-addresses": "10.1.2.3,10.2.0.9/16,fd00::1",
 	})
 	want := &netv1.Policy{
-		Model: "macvtap", Queues: 4,
+		Model: "macvtap", Queues: 4, DenySpoofing: true,
 		AllowedMacs:      []string{"02:42:ac:11:00:02", "02:00:00:00:00:01"},
 		AllowedAddresses: []string{"10.1.2.3/32", "10.2.0.0/16", "fd00::1/128"},
 	}

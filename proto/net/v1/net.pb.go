@@ -108,6 +108,7 @@ type Policy struct {
 	AllowSpoofing    bool                   `protobuf:"varint,3,opt,name=allow_spoofing,json=allowSpoofing,proto3" json:"allow_spoofing,omitempty"`         // what the guest sends is not checked at all
 	AllowedMacs      []string               `protobuf:"bytes,4,rep,name=allowed_macs,json=allowedMacs,proto3" json:"allowed_macs,omitempty"`                // source addresses allowed beside the link's own
 	AllowedAddresses []string               `protobuf:"bytes,5,rep,name=allowed_addresses,json=allowedAddresses,proto3" json:"allowed_addresses,omitempty"` // likewise: IPv4 or IPv6 prefixes
+	DenySpoofing     bool                   `protobuf:"varint,6,opt,name=deny_spoofing,json=denySpoofing,proto3" json:"deny_spoofing,omitempty"`            // it is checked, also where the configuration says that nothing is
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -175,6 +176,13 @@ func (x *Policy) GetAllowedAddresses() []string {
 		return x.AllowedAddresses
 	}
 	return nil
+}
+
+func (x *Policy) GetDenySpoofing() bool {
+	if x != nil {
+		return x.DenySpoofing
+	}
+	return false
 }
 
 // Network is what a namespace has, as the guest is to have it.
@@ -2060,13 +2068,14 @@ const file_net_v1_net_proto_rawDesc = "" +
 	"\n" +
 	"start_time\x18\x02 \x01(\x04R\tstartTime\x12\x16\n" +
 	"\x06device\x18\x03 \x01(\x04R\x06device\x12\x14\n" +
-	"\x05inode\x18\x04 \x01(\x04R\x05inode\"\xad\x01\n" +
+	"\x05inode\x18\x04 \x01(\x04R\x05inode\"\xd2\x01\n" +
 	"\x06Policy\x12\x14\n" +
 	"\x05model\x18\x01 \x01(\tR\x05model\x12\x16\n" +
 	"\x06queues\x18\x02 \x01(\rR\x06queues\x12%\n" +
 	"\x0eallow_spoofing\x18\x03 \x01(\bR\rallowSpoofing\x12!\n" +
 	"\fallowed_macs\x18\x04 \x03(\tR\vallowedMacs\x12+\n" +
-	"\x11allowed_addresses\x18\x05 \x03(\tR\x10allowedAddresses\"\x88\x02\n" +
+	"\x11allowed_addresses\x18\x05 \x03(\tR\x10allowedAddresses\x12#\n" +
+	"\rdeny_spoofing\x18\x06 \x01(\bR\fdenySpoofing\"\x88\x02\n" +
 	"\aNetwork\x12+\n" +
 	"\x05links\x18\x01 \x03(\v2\x15.bulkhead.net.v1.LinkR\x05links\x12.\n" +
 	"\x06routes\x18\x02 \x03(\v2\x16.bulkhead.net.v1.RouteR\x06routes\x12:\n" +

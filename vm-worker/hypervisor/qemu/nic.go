@@ -21,6 +21,18 @@ const (
 	netPrefix = "net-"
 )
 
+// fdKind is what a descriptor is that QEMU is given for a card.
+type fdKind string
+
+const (
+	queueFD fdKind = "q"
+	vhostFD fdKind = "v"
+)
+
+func fdName(id string, kind fdKind, i int) string {
+	return fmt.Sprintf("%s%s-%s%d", netPrefix, id, kind, i)
+}
+
 // maxQueues is the most queue pairs of a card: its interrupts and registers must
 // fit into what the bridge has for it.
 const maxQueues = 8
@@ -61,10 +73,10 @@ func (v *vm) attachNIC(ctx context.Context, n hypervisor.NIC) (err error) {
 			_ = v.monitor.execute(late, "closefd", map[string]string{"fdname": name}, nil)
 		}
 	}()
-	give := func(kind string, files []*os.File) (string, error) {
+	give := func(kind fdKind, files []*os.File) (string, error) {
 		var names []string
 		for i, f := range files {
-			name := fmt.Sprintf("%s%s-%s%d", netPrefix, n.ID, kind, i)
+			name := fdName(n.ID, kind, i)
 			if err := v.monitor.executeWith(ctx, "getfd", map[string]string{"fdname": name}, nil, f); err != nil {
 				return "", err
 			}
@@ -73,12 +85,12 @@ func (v *vm) attachNIC(ctx context.Context, n hypervisor.NIC) (err error) {
 		return strings.Join(names, ":"), nil
 	}
 	netdev := map[string]any{"type": "tap", "id": netPrefix + n.ID}
-	if netdev["fds"], err = give("q", n.Queues); err != nil {
+	if netdev["fds"], err = give(queueFD, n.Queues); err != nil {
 		return err
 	}
 	if len(n.VHost) > 0 {
 		netdev["vhost"] = true
-		if netdev["vhostfds"], err = give("v", n.VHost); err != nil {
+		if netdev["vhostfds"], err = give(vhostFD, n.VHost); err != nil {
 			return err
 		}
 	}
@@ -118,7 +130,24 @@ func (v *vm) detachNIC(ctx context.Context, id string) error {
 	if isAbsent(cutErr) {
 		cutErr = nil
 	}
-	return errors.Join(err, cutErr)
+	return errors.Join(err, cutErr, v.closeLeft(late, id))
+}
+
+// closeLeft closes the descriptors that QEMU holds for a card whose making was cut
+// short. They were given one after the other.
+func (v *vm) closeLeft(ctx context.Context, id string) error {
+	for _, kind := range []fdKind{queueFD, vhostFD} {
+		for i := range maxQueues {
+			err := v.monitor.execute(ctx, "closefd", map[string]string{"fdname": fdName(id, kind, i)}, nil)
+			if isAbsent(err) {
+				break
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // isAbsent tells whether QEMU refused because there is no such thing.

@@ -154,6 +154,27 @@ func TestNetworkCardsComeAndGoWhileTheVMRuns(t *testing.T) {
 	if got, err := v.NICs(t.Context()); err != nil || !slices.Equal(got, want[1:]) {
 		t.Errorf("after one was taken out there are %v, %v", got, err)
 	}
+	// A worker that was killed half way leaves queues without a card, and descriptors of others.
+	q := v.(*vm).monitor
+	for _, name := range []string{fdName("n2", queueFD, 1), fdName("n2", queueFD, 0)} {
+		if err := q.executeWith(t.Context(), "getfd", map[string]string{"fdname": name}, nil, third.queues[0]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := q.execute(t.Context(), "netdev_add", map[string]any{"type": "tap", "id": netPrefix + "n2", "fds": fdName("n2", queueFD, 0)}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := q.executeWith(t.Context(), "getfd", map[string]string{"fdname": fdName("n2", queueFD, 0)}, nil, third.queues[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.DetachNIC(t.Context(), "n2"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 2 {
+		if err := q.execute(t.Context(), "closefd", map[string]string{"fdname": fdName("n2", queueFD, i)}, nil); !isAbsent(err) {
+			t.Errorf("descriptor %d of a card that was not made is left: %v", i, err)
+		}
+	}
 	attach("n2", "02:00:00:00:00:02", third) // its name is free again
 	if got := c.ask("card up 02:00:00:00:00:02"); got != "ok" {
 		t.Error(got)
