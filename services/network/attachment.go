@@ -33,11 +33,12 @@ type attachment struct {
 	// unjoined are NICs on record that are not, or not yet whole.
 	unjoined map[*netv1.Nic]bool
 	// unmade are links that could not be joined, and when they are tried again.
-	unmade map[string]*unmade
-	behind bool      // the bucket has an older record
-	sought time.Time // when a dial last had the listeners read
-	follow context.CancelFunc
-	done   chan struct{} // closed when the follower has ended
+	unmade   map[string]*unmade
+	retrying bool      // somebody tries to take it back
+	behind   bool      // the bucket has an older record
+	sought   time.Time // when a dial last had the listeners read
+	follow   context.CancelFunc
+	done     chan struct{} // closed when the follower has ended
 
 	poke chan struct{} // capacity 1: look at the listeners
 

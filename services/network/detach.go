@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
@@ -36,10 +37,57 @@ func (s *Service) detach(ctx context.Context, req *netv1.DetachRequest) (*netv1.
 	return &netv1.DetachReply{}, nil
 }
 
+// Between two attempts to take back what could not be.
+const (
+	againMin = time.Second
+	againMax = 30 * time.Second
+)
+
 // dismantle takes back what was made, forgets the record and lets go of the
-// namespace. What fails leaves the record, so that it can be called again. The
-// caller holds a.op.
+// namespace. What fails leaves the record, and is tried again until it succeeds: the
+// open namespace keeps alive what an engine wired into it, and nobody else may come
+// and ask. The caller holds a.op.
 func (s *Service) dismantle(ctx context.Context, a *attachment) error {
+	err := s.tryDismantle(ctx, a)
+	if err != nil && !a.retrying {
+		a.retrying = true
+		s.tasks.Go(func() { s.dismantleAgain(a) })
+	}
+	return err
+}
+
+// dismantleAgain runs until it is done, the sandbox is attached anew, or the service
+// ends; the next one begins with it.
+func (s *Service) dismantleAgain(a *attachment) {
+	for pause := againMin; ; pause = min(2*pause, againMax) {
+		select {
+		case <-time.After(pause):
+		case <-s.life.Done():
+			return
+		}
+		same, unlock, err := s.lock(s.life, a.sandbox)
+		if err != nil {
+			return
+		}
+		left := same == a && a.record != nil && a.record.State == stateDetaching
+		if left {
+			err = s.tryDismantle(s.life, a)
+		}
+		if err == nil {
+			a.retrying = false
+			if left {
+				s.event(s.life, a.sandbox, "detached", map[string]string{"reason": "what could not be taken back before is"})
+			}
+		}
+		unlock()
+		if err == nil {
+			return
+		}
+		s.log.Warn("a network is not taken back whole; it is tried again", "sandbox", a.sandbox, "error", err)
+	}
+}
+
+func (s *Service) tryDismantle(ctx context.Context, a *attachment) error {
 	a.stopFollowing()
 	a.record.State = stateDetaching
 	if err := s.save(ctx, a, "detaching-record"); err != nil {

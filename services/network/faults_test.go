@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -438,6 +439,34 @@ func TestNothingPassesUncheckedWhileANetworkIsTakenBack(t *testing.T) {
 			r.detach("box")
 			passAlone(t, near, far, frame("02:00:00:00:00:99", mac, "10.9.0.2", "10.9.0.1", "after the detach"), "forged")
 		})
+	}
+}
+
+// Who asked may be gone, and an open namespace keeps alive what is in it.
+func TestWhatCannotBeTakenBackIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	var failures atomic.Int32
+	r := newRig(t, func(d *Deps) {
+		d.Log = nil // what is logged is the failure made here
+		d.Failpoint = func(step string) error {
+			if step == "take-tap" && failures.Add(1) <= 2 {
+				return errors.New("netlink: no buffer space available")
+			}
+			return nil
+		}
+	}).start()
+	inside, before := faultGround(t)
+	r.attach("box", inside)
+	if _, err := ask[netv1.DetachReply](r, "detach", &netv1.DetachRequest{Sandbox: "box"}); err == nil {
+		t.Fatal("a tap could not be removed, and the caller does not know")
+	}
+	for end := time.Now().Add(deadline); len(r.records()) != 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it is not tried again")
+		}
+	}
+	if after := inside.state(); after != before {
+		t.Errorf("the namespace is not as before:%s", unlike(before, after))
 	}
 }
 
