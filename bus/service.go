@@ -86,6 +86,14 @@ func Handle[Req, Resp proto.Message](s *Service, method string, fn func(context.
 	return handle(s.d, queueGroup, s.conn.Subject(s.cfg.Name, method), method, fn)
 }
 
+// Announced waits until the server knows of every method: whoever asks from then
+// on is answered. A connection that is down tells it when it is up again.
+func (s *Service) Announced(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, defaultDialTimeout)
+	defer cancel()
+	_ = s.conn.nc.FlushWithContext(ctx)
+}
+
 // ServeUntil serves until ctx ends, then stops, giving the requests under way
 // that long.
 func (s *Service) ServeUntil(ctx context.Context, drain time.Duration) error {

@@ -89,6 +89,7 @@ func Run(ctx context.Context, d Deps) (err error) {
 			}
 		}
 	})
+	svc.Announced(ctx)
 	if d.Serving != nil {
 		d.Serving()
 	}

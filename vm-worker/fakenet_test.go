@@ -70,6 +70,9 @@ func (n *fakeNet) serve() {
 	if err == nil {
 		err = n.register(svc)
 	}
+	if err == nil {
+		svc.Announced(t.Context())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

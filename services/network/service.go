@@ -84,6 +84,7 @@ func Run(ctx context.Context, d Deps) error {
 	if err != nil {
 		return err
 	}
+	svc.Announced(ctx)
 	if d.Serving != nil {
 		d.Serving()
 	}

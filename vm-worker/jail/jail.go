@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"strconv"
@@ -188,7 +189,10 @@ func Main() {
 	if err != nil || fd < 3 {
 		os.Exit(2)
 	}
-	unix.CloseOnExec(fd)
+	// What the starter inherited itself, from whoever started it, is not the program's.
+	if err := unix.CloseRange(uint(fd), math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		os.Exit(2)
+	}
 	control := os.NewFile(uintptr(fd), "jail")
 	order, err := bufio.NewReader(control).ReadBytes('\n')
 	if err != nil {

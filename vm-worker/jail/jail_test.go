@@ -95,8 +95,16 @@ func TestJailedProgramHoldsOnlyWhatItWasGiven(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer secret.Close()
-	got := shell(t, nil, "/busybox ls /proc/$$/fd; true")
-	fds := strings.Fields(got)
+	// As one that this process has got from whoever started it: open across an exec.
+	inherited, err := unix.FcntlInt(secret.Fd(), unix.F_DUPFD, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(inherited)
+	if got := shell(t, nil, "/busybox ls -l /proc/$$/fd | /busybox grep -c passwd"); got != "0" {
+		t.Errorf("%s descriptors lead to a file of the host", got)
+	}
+	fds := strings.Fields(shell(t, nil, "/busybox ls /proc/$$/fd; true"))
 	// The shell itself may keep copies at 10 and above.
 	fds = slices.DeleteFunc(fds, func(fd string) bool { return len(fd) > 1 })
 	if want := []string{"0", "1", "2", "3"}; !slices.Equal(fds, want) {
