@@ -4,10 +4,13 @@
 package vmworker_test
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -209,10 +212,16 @@ func (n *fakeNet) watch(ctx context.Context, req *netv1.WatchRequest) (*netv1.Wa
 		if req.Epoch != n.epoch {
 			after = 0
 		}
-		for id, at := range n.changedAt {
+		for _, id := range slices.SortedFunc(maps.Keys(n.changedAt), func(a, b string) int { return cmp.Compare(n.changedAt[a], n.changedAt[b]) }) {
+			at := n.changedAt[id]
 			if at <= after {
 				continue
 			}
+			if len(reply.Attachments) > 0 && at > reply.Revision { // one at a time
+				reply.More = true
+				break
+			}
+			reply.Revision = at
 			if a := n.attachments[id]; a != nil {
 				reply.Attachments = append(reply.Attachments, proto.CloneOf(a))
 			} else {

@@ -32,9 +32,7 @@ func (w *Worker) followNetworks() {
 	ctx := w.context()
 	epoch, after := "", uint64(0)
 	for pause := askAgainMin; ctx.Err() == nil; {
-		ask, cancel := context.WithTimeout(ctx, watchTime)
-		reply, err := callNet[netv1.WatchReply](ask, w, "watch", &netv1.WatchRequest{Epoch: epoch, After: after})
-		cancel()
+		reply, err := w.askNetworks(ctx, epoch, after)
 		if err != nil {
 			if bus.ReasonOf(err) != bus.Unavailable && bus.ReasonOf(err) != bus.DeadlineExceeded {
 				w.log.Warn("changes of networks are not told", "error", err)
@@ -50,6 +48,27 @@ func (w *Worker) followNetworks() {
 		pause = askAgainMin
 		w.takeNetworks(reply, reply.GetEpoch() != epoch)
 		epoch, after = reply.GetEpoch(), reply.GetRevision()
+	}
+}
+
+// askNetworks waits for changes. What comes in several answers it puts together.
+func (w *Worker) askNetworks(ctx context.Context, epoch string, after uint64) (*netv1.WatchReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, watchTime)
+	defer cancel()
+	var whole *netv1.WatchReply
+	for {
+		reply, err := callNet[netv1.WatchReply](ctx, w, "watch", &netv1.WatchRequest{Epoch: epoch, After: after})
+		if err != nil {
+			return nil, err
+		}
+		if whole != nil && whole.Epoch == reply.GetEpoch() { // else another run tells everything anew
+			reply.Attachments = append(whole.Attachments, reply.Attachments...)
+			reply.Detached = append(whole.Detached, reply.Detached...)
+		}
+		if !reply.GetMore() {
+			return reply, nil
+		}
+		whole, epoch, after = reply, reply.GetEpoch(), reply.GetRevision()
 	}
 }
 

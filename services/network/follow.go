@@ -4,6 +4,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -244,10 +245,28 @@ func (s *Service) inspect(ctx context.Context, req *netv1.InspectRequest) (*netv
 }
 
 // list answers from memory and touches no namespace.
-func (s *Service) list(context.Context, *netv1.ListRequest) (*netv1.ListReply, error) {
+func (s *Service) list(_ context.Context, req *netv1.ListRequest) (*netv1.ListReply, error) {
 	all := s.all()
-	slices.SortFunc(all, func(a, b *netv1.Attachment) int { return a.Attached.AsTime().Compare(b.Attached.AsTime()) })
-	return &netv1.ListReply{Attachments: all}, nil
+	slices.SortFunc(all, func(a, b *netv1.Attachment) int {
+		return cmp.Or(a.Attached.AsTime().Compare(b.Attached.AsTime()), cmp.Compare(a.Sandbox, b.Sandbox))
+	})
+	if req.After != "" {
+		i := slices.IndexFunc(all, func(a *netv1.Attachment) bool { return a.Sandbox == req.After })
+		if i < 0 {
+			return nil, bus.Errorf(bus.NotFound, "sandbox %q, after which to list, is attached to no network any more; begin anew, without \"after\"", req.After)
+		}
+		all = all[i+1:]
+	}
+	reply := &netv1.ListReply{Attachments: all}
+	size := 0
+	for i, a := range all {
+		if size > mostTold {
+			reply.Attachments, reply.Next = all[:i], all[i-1].Sandbox
+			break
+		}
+		size += proto.Size(a)
+	}
+	return reply, nil
 }
 
 // attached takes the lock of a sandbox that is attached.

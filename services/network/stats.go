@@ -4,8 +4,10 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 
@@ -22,11 +24,9 @@ func (s *Service) stats(ctx context.Context, req *netv1.StatsRequest) (*netv1.St
 		reply.Nics = nics
 		return reply, err
 	}
-	all, err := s.list(ctx, nil)
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range all.Attachments {
+	all := s.all()
+	slices.SortFunc(all, func(a, b *netv1.Attachment) int { return cmp.Compare(a.Sandbox, b.Sandbox) })
+	for _, a := range all {
 		nics, err := s.statsOf(ctx, a.Sandbox)
 		if bus.ReasonOf(err) == bus.NotFound {
 			continue // it went meanwhile

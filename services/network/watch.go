@@ -4,10 +4,13 @@
 package network
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 
 	"github.com/nats-io/nuid"
+	"google.golang.org/protobuf/proto"
 
 	netv1 "bulkhead/proto/net/v1"
 )
@@ -72,18 +75,29 @@ func (f *feed) close() {
 	}
 }
 
+// change is the last one of a sandbox.
+type change struct {
+	sandbox string
+	at      uint64
+}
+
+// mostTold is how much one answer holds. The bus takes a MiB, and JSON is some times as
+// large.
+const mostTold = 200 << 10
+
 // since tells what changed after a revision of an epoch, or everything to those
 // that know another epoch. wake is closed at the next change.
-func (f *feed) since(epoch string, after uint64, sandbox string) (reply *netv1.WatchReply, changed []string, news bool, wake <-chan struct{}) {
+func (f *feed) since(epoch string, after uint64, sandbox string) (reply *netv1.WatchReply, changed []change, news bool, wake <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	reply = &netv1.WatchReply{Epoch: f.epoch, Revision: f.revision}
 	anew := epoch != f.epoch
 	for id, at := range f.at {
 		if (anew || at > after) && (sandbox == "" || id == sandbox) {
-			changed = append(changed, id)
+			changed = append(changed, change{id, at})
 		}
 	}
+	slices.SortFunc(changed, func(a, b change) int { return cmp.Compare(a.at, b.at) })
 	for id, at := range f.gone {
 		if !anew && at > after && (sandbox == "" || id == sandbox) {
 			reply.Detached = append(reply.Detached, id)
@@ -102,19 +116,30 @@ func (s *Service) watch(ctx context.Context, req *netv1.WatchRequest) (*netv1.Wa
 	for {
 		reply, changed, news, wake := s.feed.since(req.Epoch, req.After, req.Sandbox)
 		if news {
-			s.mu.Lock()
-			for _, id := range changed {
-				if a := s.attachments[id]; a != nil && a.shown != nil {
-					reply.Attachments = append(reply.Attachments, a.shown)
-				}
-			}
-			s.mu.Unlock()
+			s.fill(reply, changed)
 			return reply, nil
 		}
 		select {
 		case <-wake:
 		case <-ctx.Done():
 			return reply, nil
+		}
+	}
+}
+
+// fill tells of what changed, in that order, as far as it fits.
+func (s *Service) fill(reply *netv1.WatchReply, changed []change) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	size := 0
+	for i, c := range changed {
+		if size > mostTold {
+			reply.More, reply.Revision = true, changed[i-1].at
+			return
+		}
+		if a := s.attachments[c.sandbox]; a != nil && a.shown != nil {
+			reply.Attachments = append(reply.Attachments, a.shown)
+			size += proto.Size(a.shown)
 		}
 	}
 }

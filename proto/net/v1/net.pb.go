@@ -1553,8 +1553,11 @@ func (*DetachReply) Descriptor() ([]byte, []int) {
 	return file_net_v1_net_proto_rawDescGZIP(), []int{19}
 }
 
+// ListRequest asks for all attachments, the oldest first. What does not fit into one
+// answer comes when it is asked again, after the sandbox that the answer names as next.
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         string                 `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1589,9 +1592,17 @@ func (*ListRequest) Descriptor() ([]byte, []int) {
 	return file_net_v1_net_proto_rawDescGZIP(), []int{20}
 }
 
+func (x *ListRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type ListReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Attachments   []*Attachment          `protobuf:"bytes,1,rep,name=attachments,proto3" json:"attachments,omitempty"`
+	Next          string                 `protobuf:"bytes,2,opt,name=next,proto3" json:"next,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1631,6 +1642,13 @@ func (x *ListReply) GetAttachments() []*Attachment {
 		return x.Attachments
 	}
 	return nil
+}
+
+func (x *ListReply) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
 }
 
 // InspectRequest asks for what the namespace has at this moment: it is read anew
@@ -1791,6 +1809,7 @@ type WatchReply struct {
 	Revision      uint64                 `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`      // for the next call's after
 	Attachments   []*Attachment          `protobuf:"bytes,3,rep,name=attachments,proto3" json:"attachments,omitempty"` // those that changed
 	Detached      []string               `protobuf:"bytes,4,rep,name=detached,proto3" json:"detached,omitempty"`       // sandboxes that are attached no more
+	More          bool                   `protobuf:"varint,5,opt,name=more,proto3" json:"more,omitempty"`              // it is not all: the next call is answered at once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1851,6 +1870,13 @@ func (x *WatchReply) GetDetached() []string {
 		return x.Detached
 	}
 	return nil
+}
+
+func (x *WatchReply) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
 }
 
 type StatsRequest struct {
@@ -2196,10 +2222,12 @@ const file_net_v1_net_proto_rawDesc = "" +
 	"\tDialReply\")\n" +
 	"\rDetachRequest\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\"\r\n" +
-	"\vDetachReply\"\r\n" +
-	"\vListRequest\"J\n" +
+	"\vDetachReply\"#\n" +
+	"\vListRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\tR\x05after\"^\n" +
 	"\tListReply\x12=\n" +
-	"\vattachments\x18\x01 \x03(\v2\x1b.bulkhead.net.v1.AttachmentR\vattachments\"*\n" +
+	"\vattachments\x18\x01 \x03(\v2\x1b.bulkhead.net.v1.AttachmentR\vattachments\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\tR\x04next\"*\n" +
 	"\x0eInspectRequest\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\"K\n" +
 	"\fInspectReply\x12;\n" +
@@ -2209,13 +2237,14 @@ const file_net_v1_net_proto_rawDesc = "" +
 	"\fWatchRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\x04R\x05after\x12\x18\n" +
-	"\asandbox\x18\x03 \x01(\tR\asandbox\"\x99\x01\n" +
+	"\asandbox\x18\x03 \x01(\tR\asandbox\"\xad\x01\n" +
 	"\n" +
 	"WatchReply\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\tR\x05epoch\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12=\n" +
 	"\vattachments\x18\x03 \x03(\v2\x1b.bulkhead.net.v1.AttachmentR\vattachments\x12\x1a\n" +
-	"\bdetached\x18\x04 \x03(\tR\bdetached\"(\n" +
+	"\bdetached\x18\x04 \x03(\tR\bdetached\x12\x12\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\"(\n" +
 	"\fStatsRequest\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\";\n" +
 	"\n" +
