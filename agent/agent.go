@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -65,6 +66,7 @@ func Run(ctx context.Context, deps Deps) error {
 	if err != nil {
 		return errors.Join(err, ctl.Close())
 	}
+	runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), container.LeastProcessors))
 	orphans := reaper.New()
 	endpoint := stdio.NewEndpoint(stdio.EndpointConfig{Warn: func(channel uint32, err error) {
 		deps.Log.Warn("the host sent a senseless frame", "channel", channel, "error", err)

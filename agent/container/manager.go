@@ -51,6 +51,7 @@ type Exited struct {
 type Manager struct {
 	cfg     Config
 	waiters sync.WaitGroup
+	forks   forks
 
 	mu         sync.Mutex // guards containers
 	containers map[string]*Container

@@ -141,8 +141,14 @@ func (c *Container) launch(ctx context.Context, lc *libcontainer.Container, p *p
 	}
 	defer c.leave()
 	p.oomStart = c.cgroup.oomKills()
+	if err := c.m.forks.begin(ctx); err != nil {
+		streams.close()
+		return err
+	}
 	start := c.m.cfg.Reaper.Begin()
-	if err := lc.Start(lp); err != nil {
+	err = lc.Start(lp)
+	c.m.forks.end()
+	if err != nil {
 		start.Finish(0)
 		streams.close()
 		return tidyStartError(err)

@@ -45,7 +45,8 @@ const (
 const (
 	waitTime    = 30 * time.Second       // for the host, before the kernel kills
 	askAgain    = 500 * time.Millisecond // until the host has answered
-	refusedTime = 2 * time.Second        // during which a refusal holds
+	refusedTime = 2 * time.Second        // during which a refusal holds, twice as long each time
+	maxRefused  = 30 * time.Second       // and at most
 	tick        = 2 * time.Second        // between two looks at a machine that could be smaller
 	calmTicks   = 5                      // that it has to be so before anything is given back
 	maxTick     = time.Minute            // when the kernel did not let go what was asked back
@@ -65,6 +66,8 @@ type Config struct {
 	Log hclog.Logger
 	Dir string             // of the cgroup that all containers are in
 	Ask func(bytes uint64) // tells the host how much the machine should have
+	// Proc is proc(5); empty means /proc.
+	Proc string
 }
 
 // Governor moves the border.
@@ -75,12 +78,16 @@ type Governor struct {
 
 	mu      sync.Mutex // guards all below
 	machine Machine
-	asked   uint64    // of the host, and not answered yet; 0: nothing
-	offered uint64    // what is to stay of a machine of which the host may be taking the rest; 0: all
-	refused time.Time // when the host refused; zero: it did not
-	met     time.Time // when the border was met last
-	hungry  bool      // it was met, and nothing has helped yet
-	calm    int       // looks in a row at which the machine could have been smaller
+	asked   uint64        // of the host, and not answered yet; 0: nothing
+	since   time.Time     // when it was asked for that first
+	silent  bool          // it has not answered for so long that nobody waits for it
+	offered uint64        // what is to stay of a machine of which the host may be taking the rest; 0: all
+	refused time.Time     // when the host refused; zero: it did not
+	denied  time.Time     // when it refused last
+	hold    time.Duration // how long a refusal holds
+	met     time.Time     // when the border was met last
+	hungry  bool          // it was met, and nothing has helped yet
+	calm    int           // looks in a row at which the machine could have been smaller
 	tick    time.Duration
 	cache   cache
 }
@@ -89,6 +96,9 @@ type Governor struct {
 func New(c Config) (*Governor, error) {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("making the containers' cgroup: %w", err)
+	}
+	if c.Proc == "" {
+		c.Proc = "/proc"
 	}
 	return &Governor{cfg: c, group: group(c.Dir), poke: make(chan struct{}, 1), tick: tick}, nil
 }
@@ -101,6 +111,7 @@ func (g *Governor) Set(m Machine, answered bool) error {
 	was := g.machine.Has
 	g.machine, g.refused = m, time.Time{}
 	if answered {
+		g.silent = false
 		// A kernel that has given back a part may be about to give more, until it has been given memory again.
 		if m.Has <= g.offered || m.Has > was || g.asked >= was {
 			g.offered = 0
@@ -111,7 +122,7 @@ func (g *Governor) Set(m Machine, answered bool) error {
 		g.calm = 0
 	}
 	if m.Has > was {
-		g.tick = tick
+		g.tick, g.hold = tick, 0
 	}
 	defer g.wake()
 	if g.hungry {
@@ -124,7 +135,12 @@ func (g *Governor) Set(m Machine, answered bool) error {
 func (g *Governor) Refused(m Machine) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.machine, g.asked, g.offered, g.hungry, g.refused = m, 0, 0, false, time.Now()
+	g.machine, g.asked, g.offered, g.hungry, g.silent, g.refused = m, 0, 0, false, false, time.Now()
+	// Who lives on cached files would wait at the border again and again, and could do without.
+	if time.Since(g.denied) > 2*maxRefused {
+		g.hold = 0
+	}
+	g.hold, g.denied = min(max(2*g.hold, refusedTime), maxRefused), time.Now()
 	g.wake()
 	return g.draw()
 }
@@ -183,7 +199,7 @@ func (g *Governor) next() time.Duration {
 	case g.asked != 0:
 		return askAgain
 	case !g.refused.IsZero():
-		return max(time.Until(g.refused.Add(refusedTime)), time.Millisecond)
+		return max(time.Until(g.refused.Add(g.hold)), time.Millisecond)
 	case g.machine.Has > g.machine.Base:
 		return g.tick
 	}
@@ -219,7 +235,7 @@ func (g *Governor) feed() error {
 }
 
 func (g *Governor) ask(bytes uint64) {
-	g.asked = bytes
+	g.asked, g.since = bytes, time.Now()
 	g.cfg.Ask(bytes)
 	g.wake()
 }
@@ -231,15 +247,18 @@ func (g *Governor) look() {
 	defer g.mu.Unlock()
 	g.forget()
 	if g.asked != 0 {
+		if g.asked > g.machine.Has && !g.silent && time.Since(g.since) >= waitTime {
+			// Each further charge would wait as long. They get along with what there is, as at any limit, until the host is back.
+			g.silent = true
+			g.redraw()
+		}
 		g.cfg.Ask(g.asked)
 		return
 	}
 	if !g.refused.IsZero() {
-		if time.Since(g.refused) >= refusedTime {
+		if time.Since(g.refused) >= g.hold {
 			g.refused = time.Time{}
-			if err := g.draw(); err != nil {
-				g.cfg.Log.Error("the memory of the containers is not followed", "error", err)
-			}
+			g.redraw()
 		}
 		return
 	}
@@ -253,6 +272,10 @@ func (g *Governor) look() {
 func (g *Governor) forget() {
 	if g.asked > g.machine.Has && g.group.number("memory.current")+spare < g.group.number("memory.max") {
 		g.asked, g.hungry = 0, false
+		if g.silent { // who meets the border next may wait again
+			g.silent = false
+			g.redraw()
+		}
 	}
 }
 
@@ -262,7 +285,7 @@ func (g *Governor) shrink(now bool) {
 	if g.asked != 0 || g.machine.Has <= base {
 		return
 	}
-	total, free, err := meminfo()
+	total, free, err := g.meminfo()
 	if err != nil {
 		g.cfg.Log.Error("the guest's memory is not known", "error", err)
 		return
@@ -297,14 +320,21 @@ func (g *Governor) shrink(now bool) {
 	g.ask(want)
 }
 
+// redraw is draw where nobody can be told of an error.
+func (g *Governor) redraw() {
+	if err := g.draw(); err != nil {
+		g.cfg.Log.Error("the memory of the containers is not followed", "error", err)
+	}
+}
+
 // draw sets the border to what the machine has beside the kernel and the agent.
 func (g *Governor) draw() error {
 	m := g.machine
-	total, free, err := meminfo()
+	total, free, err := g.meminfo()
 	if err != nil {
 		return err
 	}
-	if err := setReserve(reserve(total)); err != nil {
+	if err := g.setReserve(reserve(total)); err != nil {
 		return err
 	}
 	// Below one and a half of its reserve the kernel reclaims, and near it, it kills.
@@ -318,7 +348,7 @@ func (g *Governor) draw() error {
 		border = max(border, m.Containers+slack)
 	}
 	wait := uint64(0)
-	if grows && g.refused.IsZero() {
+	if grows && g.refused.IsZero() && !g.silent {
 		wait = uint64(waitTime / time.Millisecond)
 	}
 	for _, f := range []struct {
@@ -337,8 +367,8 @@ func reserve(total uint64) uint64 { return 4 * uint64(math.Sqrt(float64(total>>1
 
 // setReserve has the kernel keep no more: for transparent huge pages it would take a twentieth of the
 // machine, each time that memory is added.
-func setReserve(bytes uint64) error {
-	const file = "/proc/sys/vm/min_free_kbytes"
+func (g *Governor) setReserve(bytes uint64) error {
+	file := filepath.Join(g.cfg.Proc, "sys/vm/min_free_kbytes")
 	want := strconv.FormatUint(bytes>>10, 10)
 	if now, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(now)) == want {
 		return nil
@@ -349,8 +379,8 @@ func setReserve(bytes uint64) error {
 func blocks(bytes uint64) uint64 { return (bytes + Block - 1) / Block * Block }
 
 // meminfo is the machine's memory and what of it is free, in bytes.
-func meminfo() (total, free uint64, err error) {
-	text, err := os.ReadFile("/proc/meminfo")
+func (g *Governor) meminfo() (total, free uint64, err error) {
+	text, err := os.ReadFile(filepath.Join(g.cfg.Proc, "meminfo"))
 	if err != nil {
 		return 0, 0, err
 	}

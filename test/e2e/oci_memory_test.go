@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"fmt"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -37,5 +38,36 @@ func TestOCIOneVMsPeakIsTheNextOnes(t *testing.T) {
 	}
 	for i, id := range append(ids, ids[0]) {
 		expect(t, fmt.Sprintf("the code of peak %d, of 1 GiB", i+1), peak(id, 1024), 0)
+	}
+}
+
+// TestOCIExecsWhileMemoryIsWaitedFor: a process that is born where memory is waited for does not hold up the agent, which
+// has to see to that memory, also in a VM with one processor.
+func TestOCIExecsWhileMemoryIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	const mib, rounds, atOnce, times = 1 << 20, 2, 5, 8
+	o := newOCI(t, sharedHost(t))
+	limit, quota, period := int64(1000*mib), int64(100_000), uint64(100_000)
+	for round := range rounds {
+		spec := newSpec("sh", "-c", "until test -e /go; do sleep 0.1; done; dd if=/dev/zero of=/dev/null bs=800M count=1; echo ended with $?; exec sleep 1000")
+		spec.Linux.Resources = &specs.LinuxResources{
+			Memory: &specs.LinuxMemory{Limit: &limit}, CPU: &specs.LinuxCPU{Quota: &quota, Period: &period},
+		}
+		id := newID(fmt.Sprint("execs-", round))
+		m := o.launch(id, spec)
+		defer o.remove(id)
+		var execs sync.WaitGroup
+		for range atOnce {
+			execs.Go(func() {
+				for range times {
+					if r := o.cli("exec", id, "touch", "/go"); r.Code != 0 {
+						t.Errorf("round %d: an exec ends with %d: %s", round, r.Code, r.Stderr)
+						return
+					}
+				}
+			})
+		}
+		execs.Wait()
+		until(t, m, "ended with 0\n")
 	}
 }
