@@ -54,6 +54,7 @@ var commands = map[string]command{
 	"rate":      rate,
 	"backrate":  backRate,
 	"flood":     flood,
+	"inject":    inject,
 	"requests":  requests,
 	"get":       read,
 }
