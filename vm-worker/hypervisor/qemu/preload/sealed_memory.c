@@ -11,6 +11,9 @@
  * is refused, and QEMU leaves the second. But the second is all that is
  * wanted there: the mapping is private, and what is forgotten is the VM's own copy. So
  * the refusal of a hole in a sealed file, and nothing else, looks like a success.
+ *
+ * What the guest finds in such a page later is the template's, not zeros: its kernel
+ * must not count on those for free pages (no CONFIG_INIT_ON_FREE_DEFAULT_ON, no init_on_free=1).
  */
 #define _GNU_SOURCE
 #include <errno.h>
