@@ -123,6 +123,9 @@ func TestTheGuestHasTheNetworkItIsGiven(t *testing.T) {
 			{Destination: "0.0.0.0/0", Gateway: "10.1.0.1", Link: "n2", Scope: "global", Type: "unicast", Protocol: "static", Table: 100},
 			{Destination: "0.0.0.0/0", Gateway: "203.0.113.1", Link: "n3", Scope: "global", Type: "unicast", Protocol: "boot", Table: 254, Onlink: true},
 			{Destination: "10.7.0.0/16", Scope: "global", Type: "blackhole", Protocol: "static", Table: 254},
+			{Destination: "10.6.0.0/16", Scope: "global", Type: "unicast", Protocol: "static", Table: 254, NextHops: []*netv1.NextHop{
+				{Gateway: "10.1.0.5", Link: "n2", Weight: 1}, {Gateway: "203.0.113.6", Link: "n3", Weight: 3, Onlink: true},
+			}},
 			route("::/0", "fd00:1::1", "n2"),
 		},
 		Rules: []*netv1.Rule{
