@@ -6,6 +6,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"net"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -349,12 +350,26 @@ func TestACreateThatIsKilledHalfWayLeavesNothing(t *testing.T) {
 }
 
 // The daemon may die at any moment of a create. Then the create fails with a
-// sentence, or it succeeded; after a restart nothing else remains.
+// sentence, or it succeeded; after a restart nothing else remains, in the container's
+// network namespace either. The network of a container that runs works on.
 func TestADaemonThatDiesDuringACreateLeavesNothing(t *testing.T) {
 	h := sharedHost(t)
 	o := newOCI(t, h)
+	running, half := newWire(t), newWire(t)
+	lasting := newOCI(t, h) // under a root of its own, as the others' must be empty
+	steady := newID("steady")
+	until(t, lasting.launch(steady, running.spec(t, nil, "netprobe", "serve", ":"+probePort)), "serving")
+	reaches(t, running.outside, net.JoinHostPort(wireOwn4, probePort))
+	conn, err := running.outside.Dial(within(t, launchTime), "tcp", net.JoinHostPort(wireOwn4, probePort))
+	if err == nil {
+		_, err = conn.Write([]byte("echo\n"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
 	idle := newIdle(t, h)
-	bundle := o.bundle(newSpec("sleep", "1000"))
+	bundle := o.bundle(half.spec(t, nil, "sleep", "1000"))
 	for _, delay := range []time.Duration{100, 400, 700, 900, 1100, 1300, 1500} {
 		delay *= time.Millisecond
 		t.Run(delay.String(), func(t *testing.T) {
@@ -372,6 +387,7 @@ func TestADaemonThatDiesDuringACreateLeavesNothing(t *testing.T) {
 			}()
 			time.Sleep(delay)
 			killDaemon(t, h)
+			echoByte(t, conn) // while nobody is there
 			restart(t, h)
 			out := <-ended
 			switch {
@@ -381,6 +397,7 @@ func TestADaemonThatDiesDuringACreateLeavesNothing(t *testing.T) {
 			case out.err != nil:
 				t.Errorf("create: %v: %s", out.err, out.Stderr)
 			default:
+				t.Logf("it was not created: %s", out.Stderr)
 				sentence(t, out.Stderr)
 				if err := gone(o.pidFile(id)); err != nil {
 					t.Error(err)
@@ -389,6 +406,12 @@ func TestADaemonThatDiesDuringACreateLeavesNothing(t *testing.T) {
 			conn := dial(t, h)
 			must(t, cleanTime, func() error { return o.noTrace(conn, id) })
 			must(t, cleanTime, idle)
+			must(t, cleanTime, func() error { return half.untouched(t) })
 		})
 	}
+	echoByte(t, conn)
+	reaches(t, running.outside, net.JoinHostPort(wireOwn4, probePort))
+	lasting.do("exec", steady, "ping", "-c", "1", "-W", "60", wireFar4)
+	lasting.do("delete", "--force", steady)
+	must(t, cleanTime, func() error { return running.untouched(t) })
 }

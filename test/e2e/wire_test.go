@@ -4,12 +4,15 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"bulkhead/bus"
 	netv1 "bulkhead/proto/net/v1"
@@ -20,6 +23,7 @@ import (
 // the other end of it, as CNI would leave them.
 type wire struct {
 	inside, outside *host.Netns
+	path            string // of inside
 	before          string // how inside was
 }
 
@@ -42,6 +46,20 @@ func newWire(t *testing.T) *wire {
 		t.Cleanup(func() { made.Close() })
 		*n = made
 	}
+	// Pinned by a mount: so those who make namespaces keep them, and so they are found when no process stands in them.
+	pin := filepath.Join(ground.Dir, newID("netns"))
+	if err := os.WriteFile(pin, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(w.inside.Path(), pin, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(unix.Unmount(pin, unix.MNT_DETACH), os.Remove(pin)); err != nil {
+			t.Error(err)
+		}
+	})
+	w.path = pin
 	ipIn(t, w.inside, "link", "add", "eth0", "address", wireMAC, "type", "veth", "peer", "name", "far", "netns", w.outside.Path())
 	ipIn(t, w.outside, "addr", "add", wireFar4+"/24", "dev", "far")
 	ipIn(t, w.outside, "link", "set", "far", "up")
@@ -83,7 +101,7 @@ func (w *wire) spec(t *testing.T, annotations map[string]string, args ...string)
 	spec := newSpec(args...)
 	for i, n := range spec.Linux.Namespaces {
 		if n.Type == specs.NetworkNamespace {
-			spec.Linux.Namespaces[i].Path = w.inside.Path()
+			spec.Linux.Namespaces[i].Path = w.path
 		}
 	}
 	capabilities := append([]string{"CAP_NET_RAW", "CAP_NET_ADMIN"}, spec.Process.Capabilities.Bounding...)
