@@ -80,5 +80,5 @@ func (a *agent) resize(ctx context.Context, req *agentv1.ResizeRequest) (*agentv
 		return &agentv1.ResizeReply{}, a.setMemory(m)
 	}
 	total, _ := guest.Memory()
-	return &agentv1.ResizeReply{}, guest.AllowHugePages(total)
+	return &agentv1.ResizeReply{}, guest.AllowHugePages(total, false)
 }

@@ -19,36 +19,37 @@ func machine(m *agentv1.Memory) memory.Machine {
 
 // setMemory follows what the machine has become, and may become.
 func (a *agent) setMemory(m *agentv1.Memory) error {
-	return errors.Join(guest.ScaleParameters(m.GetLimit()), guest.AllowHugePages(m.GetLimit()), a.memory.Set(machine(m), false))
+	return errors.Join(guest.ScaleParameters(m.GetLimit()), guest.AllowHugePages(m.GetLimit(), m.GetLimit() > m.GetBase()), a.memory.Set(machine(m), 0))
 }
 
 // changeMemory is the host's answer to wantMemory, or its own wish.
 func (a *agent) changeMemory(_ context.Context, req *agentv1.MemoryRequest) (*agentv1.MemoryReply, error) {
+	if req.GetTrim() {
+		a.memory.Trim()
+		return &agentv1.MemoryReply{}, nil
+	}
+	if req.GetAsk() {
+		return &agentv1.MemoryReply{Agreed: a.memory.Agree(req.GetNumber())}, nil
+	}
 	m := req.GetMemory()
 	if m == nil {
 		return nil, bus.Errorf(bus.InvalidArgument, "a change of the memory does not tell what the machine has")
 	}
 	if req.GetRefused() {
-		return &agentv1.MemoryReply{}, a.memory.Refused(machine(m))
+		return &agentv1.MemoryReply{}, a.memory.Refused(machine(m), req.GetNumber())
 	}
-	if err := a.memory.Set(machine(m), !req.GetTrim()); err != nil {
-		return nil, err
-	}
-	if req.GetTrim() {
-		a.memory.Trim()
-	}
-	return &agentv1.MemoryReply{}, nil
+	return &agentv1.MemoryReply{}, a.memory.Set(machine(m), req.GetNumber())
 }
 
 // wantMemory tells the host how much memory the machine should have.
-func (a *agent) wantMemory(bytes uint64) {
+func (a *agent) wantMemory(bytes, number uint64) {
 	a.events.mu.Lock()
 	nc := a.events.nc
 	a.events.mu.Unlock()
 	if nc == nil {
 		return
 	}
-	if err := bus.PublishAgentEvent(nc, a.sandbox, "memory", &agentv1.MemoryWanted{Bytes: bytes}); err != nil {
+	if err := bus.PublishAgentEvent(nc, a.sandbox, "memory", &agentv1.MemoryWanted{Bytes: bytes, Number: number}); err != nil {
 		a.log.Debug("wish for memory not sent", "error", err)
 	}
 }

@@ -88,6 +88,14 @@ func (s *sandbox) agentMemory(ctx context.Context, req *agentv1.MemoryRequest) e
 	return err
 }
 
+// agentAgrees asks the guest whether what a wish of its leaves may be taken.
+func (s *sandbox) agentAgrees(ctx context.Context, number uint64) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, agentTime)
+	defer cancel()
+	reply, err := callAgent[agentv1.MemoryReply](ctx, s, "memory", &agentv1.MemoryRequest{Ask: true, Number: number})
+	return reply.GetAgreed(), err
+}
+
 // agentCreate makes the container in the guest; the deadline is the create's own,
 // since nobody can say how long a big configuration takes under emulation.
 func (s *sandbox) agentCreate(ctx context.Context, rec *vmv1.Container, p *plan) error {

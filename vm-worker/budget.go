@@ -114,7 +114,7 @@ func (w *Worker) trimOthers(needy *sandbox) {
 		w.tasks.Go(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), agentTime)
 			defer cancel()
-			if err := s.agentMemory(ctx, &agentv1.MemoryRequest{Memory: s.machineMemory(), Trim: true}); err != nil {
+			if err := s.agentMemory(ctx, &agentv1.MemoryRequest{Trim: true}); err != nil {
 				w.log.Debug("guest not asked for unused memory", "sandbox", s.id, "error", err)
 			}
 		})

@@ -23,13 +23,13 @@ const (
 // listenMemory follows the guest's word on how much memory its containers need,
 // until ctx ends.
 func (s *sandbox) listenMemory(ctx context.Context) {
-	wishes := make(chan uint64, 1)
+	wishes := make(chan wish, 1)
 	sub, err := bus.OnAgentEvent(s.w.conn, s.id, "memory", func(m *agentv1.MemoryWanted) {
 		select { // the callbacks of a subscription run one after the other
 		case <-wishes:
 		default:
 		}
-		wishes <- m.Bytes
+		wishes <- wish{bytes: m.Bytes, number: m.Number}
 	})
 	if err != nil {
 		s.w.log.Error("not listening for the guest's need of memory", "sandbox", s.id, "error", err)
@@ -38,12 +38,16 @@ func (s *sandbox) listenMemory(ctx context.Context) {
 	s.unsubscribeAtEnd(ctx, sub)
 	s.links.Go(func() {
 		tokens, last := wishBurst, time.Now()
-		for {
+		for answered := uint64(0); ; {
 			select {
 			case <-ctx.Done():
 				return
 			case want := <-wishes:
-				s.fulfil(ctx, want, wishes)
+				if want.number > answered || want.number == 0 {
+					answered = s.fulfil(ctx, want, wishes)
+				} else if err := s.answer(ctx, answered); err != nil { // that answer may be lost; what was wanted then is not any more
+					s.w.log.Debug("guest not told of its memory; it will ask again", "sandbox", s.id, "error", err)
+				}
 			}
 			tokens = min(tokens+int(time.Since(last)/wishEvery), wishBurst)
 			last = time.Now()
@@ -59,10 +63,13 @@ func (s *sandbox) listenMemory(ctx context.Context) {
 	})
 }
 
+// wish is how much memory a guest wants. A repeat has the same number, a newer one a higher one.
+type wish struct{ bytes, number uint64 }
+
 // fulfil changes the VM's memory to what its guest wants, within its limit, and
-// tells the guest what it has. One that the host has no memory for is refused: its kernel
+// tells the guest what it has; it returns the number of the newest wish that is done with. One that the host has no memory for is refused: its kernel
 // then decides what has to end.
-func (s *sandbox) fulfil(ctx context.Context, want uint64, later <-chan uint64) {
+func (s *sandbox) fulfil(ctx context.Context, want wish, later <-chan wish) (answered uint64) {
 	deadline, look := time.NewTimer(shortageTime), time.NewTicker(shortageLook)
 	defer deadline.Stop()
 	defer look.Stop()
@@ -70,11 +77,15 @@ func (s *sandbox) fulfil(ctx context.Context, want uint64, later <-chan uint64) 
 		freed := s.w.budget.freed()
 		err := s.changeMemory(ctx, want, false)
 		if err == nil || ctx.Err() != nil || !s.alive() {
-			return
+			return want.number
 		}
 		if bus.ReasonOf(err) != bus.ResourceExhausted {
-			s.refuseMemory(ctx, want, err)
-			return
+			// Slow is not short: the guest keeps what it got, and if that is too little, it asks again.
+			s.w.log.Warn("memory of the vm not changed", "sandbox", s.id, "want_mib", want.bytes>>20, "error", err)
+			if err := s.answer(ctx, want.number); err != nil {
+				s.w.log.Debug("guest not told of its memory; it will ask again", "sandbox", s.id, "error", err)
+			}
+			return want.number
 		}
 		if !asked { // once: each time they give up files that they have cached
 			asked = true
@@ -86,21 +97,24 @@ func (s *sandbox) fulfil(ctx context.Context, want uint64, later <-chan uint64) 
 		case <-freed:
 		case <-look.C: // other processes of the host tell nobody what they give back
 			select {
-			case want = <-later: // the guest may need less meanwhile
+			case next := <-later: // the guest may need less meanwhile
+				if next.number >= want.number {
+					want = next
+				}
 			default:
 			}
 		case <-deadline.C:
 			s.refuseMemory(ctx, want, err)
-			return
+			return want.number
 		case <-ctx.Done():
-			return
+			return want.number
 		}
 	}
 }
 
 // refuseMemory tells the guest that it has to do with what it has.
-func (s *sandbox) refuseMemory(ctx context.Context, want uint64, why error) {
-	s.w.log.Warn("vm gets no more memory", "sandbox", s.id, "want_mib", want>>20, "error", why)
+func (s *sandbox) refuseMemory(ctx context.Context, want wish, why error) {
+	s.w.log.Warn("vm gets no more memory", "sandbox", s.id, "want_mib", want.bytes>>20, "error", why)
 	s.w.event(ctx, "sandbox", s.id, "memory_refused", map[string]string{"error": why.Error()})
 	if err := s.changeMemory(ctx, want, true); err != nil {
 		s.w.log.Debug("guest not told that it gets no more memory; its charges do not wait for ever", "sandbox", s.id, "error", err)
@@ -112,7 +126,7 @@ const shortageLook = 500 * time.Millisecond
 
 // changeMemory is one attempt to fulfil a wish. Its error is ResourceExhausted when
 // the host has too little now.
-func (s *sandbox) changeMemory(ctx context.Context, want uint64, refuse bool) error {
+func (s *sandbox) changeMemory(ctx context.Context, want wish, refuse bool) error {
 	ctx, cancel := context.WithTimeout(ctx, resizeTime)
 	defer cancel()
 	if err := s.lockSize(ctx); err != nil {
@@ -124,18 +138,32 @@ func (s *sandbox) changeMemory(ctx context.Context, want uint64, refuse bool) er
 		return errVMEnded(s.id)
 	}
 	rec := vm.Record()
-	to := max(min(want, s.size().MemoryBytes), rec.BootMemoryBytes)
+	to := max(min(want.bytes, s.size().MemoryBytes), rec.BootMemoryBytes)
+	if to < rec.MemoryBytes && !refuse {
+		// Its containers may need it by now, and the wish have been on its way since before this worker's time.
+		agreed, err := s.agentAgrees(ctx, want.number)
+		if err != nil {
+			return err
+		}
+		if !agreed {
+			to = rec.MemoryBytes
+		}
+	}
 	if to != rec.MemoryBytes && !refuse {
 		if err := s.setMemory(ctx, vm, to); err != nil {
 			return err
 		}
 	}
-	m := s.machineMemory()
-	err := s.agentMemory(ctx, &agentv1.MemoryRequest{Memory: m, Refused: refuse})
+	err := s.agentMemory(ctx, &agentv1.MemoryRequest{Memory: s.machineMemory(), Refused: refuse, Number: want.number})
 	if err != nil {
 		s.w.log.Debug("guest not told of its memory; it will ask again", "sandbox", s.id, "error", err)
 	}
 	return nil
+}
+
+// answer tells the guest what it has, as the answer to all wishes up to one.
+func (s *sandbox) answer(ctx context.Context, number uint64) error {
+	return s.changeMemory(ctx, wish{bytes: s.has(), number: number}, false)
 }
 
 // setMemory changes the VM's memory and the records of it. The caller holds the lock of the size.

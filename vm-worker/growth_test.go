@@ -4,6 +4,7 @@
 package vmworker_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -54,7 +55,28 @@ func TestAVMGetsMemoryWhenItsGuestAsksAndNoMoreThanItsLimit(t *testing.T) {
 	if got := h.list().Sandboxes[0]; got.MemoryBytes != 608*mib || got.MemoryLimitBytes != 608*mib {
 		t.Errorf("the record has %d of %d MiB", got.MemoryBytes/mib, got.MemoryLimitBytes/mib)
 	}
+	// What was wanted before is not any more, however often it is said.
+	if err := errors.Join(driver.RepeatWish(id, 256*mib, 1), driver.RepeatWish(id, 608*mib, 2)); err != nil {
+		t.Fatal(err)
+	}
+	h.want(driver, id, 480*mib)
+	h.toldMemory(driver, id, "asked for less", func(m *agentv1.MemoryRequest) bool { return m.Memory.GetHas() == 480*mib && m.Number == 3 })
 	h.restart()
+	// A worker that knows of no wish takes nothing back by one that the guest does not own to any more, and answers it.
+	for limit := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) { // not connected again yet
+		if err := driver.RepeatWish(id, 256*mib, 1); err != nil {
+			t.Log(err)
+		}
+		if m := driver.Memory(id); m.GetNumber() == 1 {
+			if m.Memory.GetHas() != 480*mib {
+				t.Errorf("a wish from before the worker's time has left the guest %d MiB", m.Memory.GetHas()/mib)
+			}
+			break
+		}
+		if time.Now().After(limit) {
+			t.Fatal("an old wish is not answered by a new worker")
+		}
+	}
 	h.want(driver, id, 0)
 	h.toldMemory(driver, id, "asked for nothing after a restart of the worker", func(m *agentv1.MemoryRequest) bool { return m.Memory.GetHas() == 128*mib })
 	h.delete("c", true)

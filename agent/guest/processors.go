@@ -113,14 +113,19 @@ const transparentHugePages = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 // AllowHugePages gives programs that ask for huge pages such, as on any machine:
 // the kernel switches them off for good where it boots with less than 512 MiB,
-// and the machine may grow beyond that.
-func AllowHugePages(limit uint64) error {
+// and the machine may grow beyond that. One that gets memory on demand has none: for them the kernel
+// would keep free a twentieth of the machine each time that memory comes or goes (khugepaged_min_free_kbytes_update,
+// mm/khugepaged.c), and reclaim and kill when that is not free.
+func AllowHugePages(limit uint64, onDemand bool) error {
 	const enough = 512 << 20
-	if limit < enough {
+	what := "madvise"
+	if onDemand {
+		what = "never"
+	} else if limit < enough {
 		return nil
 	}
-	if err := os.WriteFile(transparentHugePages, []byte("madvise"), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("allowing transparent huge pages: %w", err)
+	if err := os.WriteFile(transparentHugePages, []byte(what), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("switching transparent huge pages: %w", err)
 	}
 	return nil
 }

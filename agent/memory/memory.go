@@ -64,8 +64,9 @@ type Machine struct {
 // Config is what a Governor works with.
 type Config struct {
 	Log hclog.Logger
-	Dir string             // of the cgroup that all containers are in
-	Ask func(bytes uint64) // tells the host how much the machine should have
+	Dir string // of the cgroup that all containers are in
+	// Ask tells the host how much the machine should have. Each wish has a higher number than the one before.
+	Ask func(bytes, number uint64)
 	// Proc is proc(5); empty means /proc.
 	Proc string
 }
@@ -81,7 +82,9 @@ type Governor struct {
 	asked   uint64        // of the host, and not answered yet; 0: nothing
 	since   time.Time     // when it was asked for that first
 	silent  bool          // it has not answered for so long that nobody waits for it
+	number  uint64        // of the newest wish
 	offered uint64        // what is to stay of a machine of which the host may be taking the rest; 0: all
+	offer   uint64        // number of the wish by which it may
 	refused time.Time     // when the host refused; zero: it did not
 	denied  time.Time     // when it refused last
 	hold    time.Duration // how long a refusal holds
@@ -103,21 +106,14 @@ func New(c Config) (*Governor, error) {
 	return &Governor{cfg: c, group: group(c.Dir), poke: make(chan struct{}, 1), tick: tick}, nil
 }
 
-// Set tells what the machine is now: answered, when this is the host's answer to what it
-// was asked, or by its own decision.
-func (g *Governor) Set(m Machine, answered bool) error {
+// Set tells what the machine is now: as the host's answer to the wish with this number and all older ones,
+// or, with 0, by its own decision.
+func (g *Governor) Set(m Machine, number uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	was := g.machine.Has
 	g.machine, g.refused = m, time.Time{}
-	if answered {
-		g.silent = false
-		// A kernel that has given back a part may be about to give more, until it has been given memory again.
-		if m.Has <= g.offered || m.Has > was || g.asked >= was {
-			g.offered = 0
-		}
-		g.asked = 0
-	}
+	g.answered(number)
 	if m.Has != was {
 		g.calm = 0
 	}
@@ -131,11 +127,18 @@ func (g *Governor) Set(m Machine, answered bool) error {
 	return g.draw()
 }
 
-// Refused tells that the host has no more to give now.
-func (g *Governor) Refused(m Machine) error {
+// Refused tells that the host has no more to give now, as the answer to the wish with this number.
+func (g *Governor) Refused(m Machine, number uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.machine, g.asked, g.offered, g.hungry, g.silent, g.refused = m, 0, 0, false, false, time.Now()
+	g.machine = m
+	current := number == g.number && g.asked > m.Has // else it is not what the containers wait for now
+	g.answered(number)
+	if !current {
+		g.wake()
+		return g.draw()
+	}
+	g.hungry, g.refused = false, time.Now()
 	// Who lives on cached files would wait at the border again and again, and could do without.
 	if time.Since(g.denied) > 2*maxRefused {
 		g.hold = 0
@@ -143,6 +146,42 @@ func (g *Governor) Refused(m Machine) error {
 	g.hold, g.denied = min(max(2*g.hold, refusedTime), maxRefused), time.Now()
 	g.wake()
 	return g.draw()
+}
+
+// answered ends the wishes up to a number. The host acts on none of them any more, so what one of them
+// offered and it has not taken is the containers' again.
+func (g *Governor) answered(number uint64) {
+	if number > 0 {
+		g.silent = false
+	}
+	if g.offered != 0 && number >= g.offer {
+		g.offered = 0
+	}
+	if number >= g.number {
+		g.asked = 0
+	}
+}
+
+// Agree tells whether the host may take what the wish with this number leaves. If so, the containers do not
+// get it until the wish is answered; if not, the host takes nothing by it, and they have it at once.
+func (g *Governor) Agree(number uint64) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.offered == 0 || number != g.offer {
+		return false
+	}
+	if number == g.number && !g.hungry {
+		// Once more, as the kernel may have taken some of what was free then.
+		if err := g.draw(); err == nil && g.group.number("memory.max") >= g.group.number("memory.current") {
+			return true
+		}
+		g.asked = 0
+	}
+	g.offered = 0
+	if err := g.feed(); err != nil {
+		g.cfg.Log.Error("the memory of the containers is not followed", "error", err)
+	}
+	return false
 }
 
 // Trim has what is unused given back at once.
@@ -236,7 +275,8 @@ func (g *Governor) feed() error {
 
 func (g *Governor) ask(bytes uint64) {
 	g.asked, g.since = bytes, time.Now()
-	g.cfg.Ask(bytes)
+	g.number++
+	g.cfg.Ask(bytes, g.number)
 	g.wake()
 }
 
@@ -252,7 +292,7 @@ func (g *Governor) look() {
 			g.silent = true
 			g.redraw()
 		}
-		g.cfg.Ask(g.asked)
+		g.cfg.Ask(g.asked, g.number)
 		return
 	}
 	if !g.refused.IsZero() {
@@ -270,7 +310,7 @@ func (g *Governor) look() {
 
 // forget takes back a wish for more when nobody can be waiting at the border any more.
 func (g *Governor) forget() {
-	if g.asked > g.machine.Has && g.group.number("memory.current")+spare < g.group.number("memory.max") {
+	if g.offered == 0 && g.asked > g.machine.Has && g.group.number("memory.current")+spare < g.group.number("memory.max") {
 		g.asked, g.hungry = 0, false
 		if g.silent { // who meets the border next may wait again
 			g.silent = false
@@ -282,7 +322,7 @@ func (g *Governor) forget() {
 // shrink asks for less when much has been unused for a while, or now.
 func (g *Governor) shrink(now bool) {
 	base := g.machine.Base
-	if g.asked != 0 || g.machine.Has <= base {
+	if g.asked != 0 || g.offered != 0 || g.machine.Has <= base {
 		return
 	}
 	total, free, err := g.meminfo()
@@ -311,7 +351,7 @@ func (g *Governor) shrink(now bool) {
 	// What the kernel cannot let go is asked for less and less often.
 	g.tick = min(2*g.tick, maxTick)
 	// The border comes first: what is asked back may not be taken meanwhile.
-	g.offered = want
+	g.offered, g.offer = want, g.number+1
 	if err := g.draw(); err != nil {
 		g.cfg.Log.Error("the memory of the containers is not followed", "error", err)
 		g.offered = 0

@@ -17,8 +17,9 @@ import (
 // guest is a governor of a machine that consists of files.
 type guest struct {
 	*Governor
-	t     *testing.T
-	wants []uint64
+	t      *testing.T
+	wants  []uint64
+	newest uint64
 }
 
 // newGuest is one of 128 MiB that may become one of 512, and whose containers have used it up.
@@ -33,11 +34,11 @@ func newGuest(t *testing.T) *guest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.Governor, err = New(Config{Log: hclog.NewNullLogger(), Dir: cgroup, Proc: proc, Ask: func(bytes uint64) { g.wants = append(g.wants, bytes) }})
+	g.Governor, err = New(Config{Log: hclog.NewNullLogger(), Dir: cgroup, Proc: proc, Ask: func(bytes, number uint64) { g.wants, g.newest = append(g.wants, bytes), number }})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Set(machineOf(128*mib), false); err != nil {
+	if err := g.Set(machineOf(128*mib), 0); err != nil {
 		t.Fatal(err)
 	}
 	return g
@@ -73,7 +74,7 @@ func TestNobodyWaitsForAHostThatDoesNotAnswer(t *testing.T) {
 	if last := g.wants[len(g.wants)-1]; len(g.wants) < 3 || last != 256*mib {
 		t.Errorf("the host was asked for %v", g.wants)
 	}
-	if err := g.Set(machineOf(256*mib), true); err != nil {
+	if err := g.Set(machineOf(256*mib), g.newest); err != nil {
 		t.Fatal(err)
 	}
 	g.expectWait("when the host has answered", waitTime)
@@ -99,7 +100,7 @@ func TestARefusalHoldsLongerEachTime(t *testing.T) {
 	refuse := func() time.Duration {
 		t.Helper()
 		g.reached()
-		if err := g.Refused(machineOf(128 * mib)); err != nil {
+		if err := g.Refused(machineOf(128*mib), g.newest); err != nil {
 			t.Fatal(err)
 		}
 		g.expectWait("when the host has refused", 0)
@@ -114,7 +115,7 @@ func TestARefusalHoldsLongerEachTime(t *testing.T) {
 			t.Errorf("refusal %d holds %v", i+1, got)
 		}
 	}
-	if err := g.Set(machineOf(256*mib), true); err != nil {
+	if err := g.Set(machineOf(256*mib), g.newest); err != nil {
 		t.Fatal(err)
 	}
 	if got := refuse(); got != refusedTime {

@@ -12,6 +12,7 @@ func TestMemoryFollowsDemand(t *testing.T) {
 		t.Skip("a container of the host's kernel has no machine that could grow")
 	}
 	d := newDocker(t)
+	defer consolesOnFailure(t)
 	name := d.launch(opts("-m", "512m", "--tmpfs", "/scratch:size=450m"), "sleep", "1000")
 	inside := func(script string) string { return d.do("exec", name, "sh", "-c", script) }
 	sees(t, inside, 512)

@@ -9,7 +9,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +85,24 @@ func logOnFailure(t *testing.T, paths ...string) {
 				t.Logf("the end of %s:\n%s", path, host.Tail(path, before, 40))
 			}
 		})
+	}
+}
+
+// consolesOnFailure shows what the guests' kernels said, of all VMs that still have a record. It is to be deferred after the
+// removal of containers, with which the record goes.
+func consolesOnFailure(t *testing.T) {
+	t.Helper()
+	if !t.Failed() {
+		return
+	}
+	err := filepath.WalkDir(ground.Dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Name() == "console.log" {
+			t.Logf("the end of %s:\n%s", path, host.Tail(path, 0, 80))
+		}
+		return nil // others' VMs come and go
+	})
+	if err != nil {
+		t.Logf("the guests' consoles: %v", err)
 	}
 }
 

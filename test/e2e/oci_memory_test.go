@@ -33,6 +33,7 @@ func TestOCIOneVMsPeakIsTheNextOnes(t *testing.T) {
 		o.launch(id, spec)
 		defer o.remove(id)
 	}
+	defer consolesOnFailure(t)
 	peak := func(id string, mib int) int {
 		return o.cli("exec", id, "dd", "if=/dev/zero", "of=/dev/null", fmt.Sprintf("bs=%dM", mib), "count=1").Code
 	}

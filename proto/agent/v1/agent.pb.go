@@ -458,8 +458,12 @@ func (x *Memory) GetBase() uint64 {
 // memory than the machine has, or leave some of it unused, and again until it is
 // answered by MemoryRequest.
 type MemoryWanted struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Bytes         uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"` // what the machine should have
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Bytes uint64                 `protobuf:"varint,1,opt,name=bytes,proto3" json:"bytes,omitempty"` // what the machine should have
+	// Which wish this is: each has a higher number than the one before, a repeat has its own again. The host
+	// drops those that are no newer than what it has answered. One for less is an offer, about which the host
+	// asks again before it takes anything.
+	Number        uint64 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -501,13 +505,22 @@ func (x *MemoryWanted) GetBytes() uint64 {
 	return 0
 }
 
+func (x *MemoryWanted) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
 // MemoryRequest tells the guest that the machine has more or less memory, or
 // that it gets no more, or that the host wants back what is not used.
 type MemoryRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Memory        *Memory                `protobuf:"bytes,1,opt,name=memory,proto3" json:"memory,omitempty"`
 	Refused       bool                   `protobuf:"varint,2,opt,name=refused,proto3" json:"refused,omitempty"` // the host has none to give now: the guest's kernel decides what has to end
-	Trim          bool                   `protobuf:"varint,3,opt,name=trim,proto3" json:"trim,omitempty"`       // other guests need it: do not wait until it has been unused for a while
+	Trim          bool                   `protobuf:"varint,3,opt,name=trim,proto3" json:"trim,omitempty"`       // other guests need it: do not wait until it has been unused for a while; says nothing of what the machine has
+	Number        uint64                 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`   // of the wish that this answers, and all older ones with it; 0: none
+	Ask           bool                   `protobuf:"varint,5,opt,name=ask,proto3" json:"ask,omitempty"`         // answers nothing yet: may the host take what this wish leaves?
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -563,8 +576,23 @@ func (x *MemoryRequest) GetTrim() bool {
 	return false
 }
 
+func (x *MemoryRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *MemoryRequest) GetAsk() bool {
+	if x != nil {
+		return x.Ask
+	}
+	return false
+}
+
 type MemoryReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Agreed        bool                   `protobuf:"varint,1,opt,name=agreed,proto3" json:"agreed,omitempty"` // to be taken from now on, and until an answer with that number or a higher one
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -597,6 +625,13 @@ func (x *MemoryReply) ProtoReflect() protoreflect.Message {
 // Deprecated: Use MemoryReply.ProtoReflect.Descriptor instead.
 func (*MemoryReply) Descriptor() ([]byte, []int) {
 	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *MemoryReply) GetAgreed() bool {
+	if x != nil {
+		return x.Agreed
+	}
+	return false
 }
 
 type ShareMount struct {
@@ -2388,14 +2423,18 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"containers\x18\x03 \x01(\x04R\n" +
 	"containers\x12\x12\n" +
-	"\x04base\x18\x04 \x01(\x04R\x04base\"$\n" +
+	"\x04base\x18\x04 \x01(\x04R\x04base\"<\n" +
 	"\fMemoryWanted\x12\x14\n" +
-	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\"p\n" +
+	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\x04R\x06number\"\x9a\x01\n" +
 	"\rMemoryRequest\x121\n" +
 	"\x06memory\x18\x01 \x01(\v2\x19.bulkhead.agent.v1.MemoryR\x06memory\x12\x18\n" +
 	"\arefused\x18\x02 \x01(\bR\arefused\x12\x12\n" +
-	"\x04trim\x18\x03 \x01(\bR\x04trim\"\r\n" +
-	"\vMemoryReply\"\x9e\x01\n" +
+	"\x04trim\x18\x03 \x01(\bR\x04trim\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\x04R\x06number\x12\x10\n" +
+	"\x03ask\x18\x05 \x01(\bR\x03ask\"%\n" +
+	"\vMemoryReply\x12\x16\n" +
+	"\x06agreed\x18\x01 \x01(\bR\x06agreed\"\x9e\x01\n" +
 	"\n" +
 	"ShareMount\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x16\n" +

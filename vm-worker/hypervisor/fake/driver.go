@@ -168,8 +168,24 @@ func (d *Driver) WantMemory(id string, bytes uint64) error {
 	}
 	v.guest.mu.Lock()
 	nc := v.guest.nc
+	v.guest.wish++
+	number := v.guest.wish
 	v.guest.mu.Unlock()
-	return bus.PublishAgentEvent(nc, id, "memory", &agentv1.MemoryWanted{Bytes: bytes})
+	return bus.PublishAgentEvent(nc, id, "memory", &agentv1.MemoryWanted{Bytes: bytes, Number: number})
+}
+
+// RepeatWish has a living guest say once more what it wanted by the wish with this number, counted from 1.
+func (d *Driver) RepeatWish(id string, bytes, number uint64) error {
+	d.mu.Lock()
+	v := d.vms[id]
+	d.mu.Unlock()
+	if v == nil {
+		return fmt.Errorf("there is no fake vm %s", id)
+	}
+	v.guest.mu.Lock()
+	nc := v.guest.nc
+	v.guest.mu.Unlock()
+	return bus.PublishAgentEvent(nc, id, "memory", &agentv1.MemoryWanted{Bytes: bytes, Number: number})
 }
 
 // Limits are the resources that a living guest was last told of a container, by

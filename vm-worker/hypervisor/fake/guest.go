@@ -45,6 +45,7 @@ type guest struct {
 	vcpus      uint32                  // guarded by mu: what it was last told to run on
 	network    *agentv1.NetworkRequest // guarded by mu: the last one taken
 	memory     *agentv1.MemoryRequest  // guarded by mu: what it was last told of its memory
+	wish       uint64                  // guarded by mu: number of what it wanted last
 }
 
 func startGuest(s hypervisor.Spec, o Options, nics func(context.Context) ([]hypervisor.PluggedNIC, error)) (*guest, error) {

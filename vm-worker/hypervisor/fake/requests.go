@@ -63,6 +63,9 @@ func (g *guest) setNetwork(ctx context.Context, req *agentv1.NetworkRequest) (*a
 func (g *guest) changeMemory(_ context.Context, req *agentv1.MemoryRequest) (*agentv1.MemoryReply, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if req.GetAsk() { // it offers what it does not want, until it wants something else
+		return &agentv1.MemoryReply{Agreed: req.GetNumber() == g.wish}, nil
+	}
 	g.memory = req
 	return &agentv1.MemoryReply{}, nil
 }

@@ -120,24 +120,38 @@ func (v *vm) setGrowth(ctx context.Context, growth uint64) (has uint64, err erro
 	default:
 	}
 	if err := v.askGrowth(ctx, growth); err != nil {
-		return was, err
+		return v.keepGrowth(ctx, was, err)
 	}
 	if growth < was {
 		patient, cancel := context.WithTimeout(ctx, giveBackTime)
 		defer cancel()
 		has, err := v.awaitGrowth(patient, was, func(has uint64) bool { return has <= growth })
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-			// It may keep that: its kernel reckons with it from now on, so the wish for less must not be fulfilled later.
-			err = v.askGrowth(ctx, has)
+			return v.keepGrowth(ctx, has, nil)
 		}
-		return has, err
+		if err != nil {
+			return v.keepGrowth(ctx, has, err)
+		}
+		return has, nil
 	}
 	if has, err = v.awaitGrowth(ctx, was, func(has uint64) bool { return has >= growth }); err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
-		defer cancel()
-		err = errors.Join(fmt.Errorf("adding memory: the guest has taken %d of %d MiB: %w", has>>20, growth>>20, err), v.askGrowth(undo, was))
+		return v.keepGrowth(ctx, has, fmt.Errorf("adding memory: the guest has taken %d of %d MiB: %w", has>>20, growth>>20, err))
 	}
-	return has, err
+	return has, nil
+}
+
+// keepGrowth ends a change that went only so far, for a reason. The guest keeps what it has: its kernel
+// and its containers reckon with it from now on, so a wish for less must not be fulfilled later, nor what
+// came be taken back.
+func (v *vm) keepGrowth(ctx context.Context, has uint64, why error) (uint64, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
+	now, err := v.growth(ctx)
+	if err == nil {
+		has = now
+		err = v.askGrowth(ctx, has)
+	}
+	return has, errors.Join(why, err)
 }
 
 const growthPath = "/machine/peripheral/" + growthID

@@ -89,7 +89,8 @@ func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.Fil
 		}
 	} else if rec.Max.MemoryBytes > rec.BootMemoryBytes {
 		// A worker may have died between a change and its record, and a guest gives memory back in its own time.
-		has, err := v.growth(ctx)
+		// What that worker still asked back is the guest's until it offers it again.
+		has, err := v.keepGrowth(ctx, 0, nil)
 		if err != nil {
 			return nil, err
 		}

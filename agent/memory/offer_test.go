@@ -1,0 +1,86 @@
+// Copyright the Bulkhead authors.
+// SPDX-License-Identifier: Apache-2.0
+
+package memory
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// offers is a guest of 384 MiB whose containers use almost nothing, and which has said so.
+func offers(t *testing.T) *guest {
+	t.Helper()
+	g := newGuest(t)
+	err := errors.Join(g.Set(machineOf(384*mib), 0),
+		os.WriteFile(filepath.Join(g.cfg.Proc, "meminfo"), []byte("MemTotal: 370000 kB\nMemFree: 330000 kB\n"), 0o600),
+		os.WriteFile(filepath.Join(g.cfg.Dir, "memory.current"), []byte("10000000\n"), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.Trim()
+	if len(g.wants) != 1 || g.wants[0] != 128*mib || g.offer != g.newest {
+		t.Fatalf("a machine that is not used offers %v", g.wants)
+	}
+	return g
+}
+
+// border is what the containers may use beside what they do.
+func (g *guest) room() uint64 { return g.group.number("memory.max") - g.group.number("memory.current") }
+
+// TestTheHostTakesOnlyWhatIsStillOffered: the containers that need it first have it, and the host is told so.
+func TestTheHostTakesOnlyWhatIsStillOffered(t *testing.T) {
+	g := offers(t)
+	if g.room() > 100*mib {
+		t.Errorf("what is offered may be taken meanwhile: %d MiB", g.room()>>20)
+	}
+	if !g.Agree(g.newest) || g.Agree(g.newest+1) || g.Agree(g.newest-1) {
+		t.Error("what is offered may be taken by the number of that wish only")
+	}
+	number := g.newest
+	g.reached() // the border, which is too low now
+	if g.newest != number+1 {
+		t.Fatalf("who needs more than is left says %v", g.wants)
+	}
+	if g.Agree(number) {
+		t.Error("what the containers wait for may be taken")
+	}
+	if g.room() < 250*mib {
+		t.Errorf("what is not given away is not the containers': %d MiB", g.room()>>20)
+	}
+}
+
+// TestWhatTheHostMayBeTakingIsNobodysUntilItHasAnswered that wish or a newer one; older answers do not count.
+func TestWhatTheHostMayBeTakingIsNobodysUntilItHasAnswered(t *testing.T) {
+	g := offers(t)
+	offer := g.newest
+	if !g.Agree(offer) {
+		t.Fatal("what is offered may not be taken")
+	}
+	for _, c := range []struct {
+		what string
+		do   func() error
+	}{
+		{"an answer to an older wish", func() error { return g.Set(machineOf(384*mib), offer-1) }},
+		{"a change of something else", func() error { return g.Set(machineOf(384*mib), 0) }},
+		{"a refusal of an older wish", func() error { return g.Refused(machineOf(384*mib), offer-1) }},
+		{"the wish of others", func() error { g.Trim(); return nil }},
+		{"a need", func() error { g.reached(); return nil }},
+		{"a need that is over", func() error { g.look(); return nil }},
+	} {
+		if err := c.do(); err != nil {
+			t.Fatal(err)
+		}
+		if g.offered != 128*mib || g.room() > 100*mib {
+			t.Fatalf("after %s the containers may use what the host is taking", c.what)
+		}
+	}
+	if err := g.Set(machineOf(384*mib), offer); err != nil {
+		t.Fatal(err)
+	}
+	if g.offered != 0 || g.room() < 250*mib {
+		t.Error("what the host has not taken is not the containers' again")
+	}
+}
