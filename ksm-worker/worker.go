@@ -49,7 +49,6 @@ func Run(ctx context.Context, d Deps) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.end()) }()
 	wakes := make(chan struct{}, 1)
 	wake := func() {
 		select {
@@ -65,6 +64,16 @@ func Run(ctx context.Context, d Deps) (err error) {
 			d.Log.Warn("event not published", "event", name)
 		}
 	}
+	ended, told := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(told)
+		publish(context.WithoutCancel(ctx), d, events, ended)
+	}()
+	defer func() {
+		err = errors.Join(err, c.end())
+		close(ended)
+		<-told
+	}()
 	svc, err := serve(ctx, d, c, wake)
 	if err != nil {
 		return err
@@ -72,7 +81,6 @@ func Run(ctx context.Context, d Deps) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return svc.ServeUntil(ctx, drainTime) })
 	group.Go(func() error { return watchMachines(ctx, d.Conn, c, wake) })
-	group.Go(func() error { publish(ctx, d, events); return nil })
 	group.Go(func() error {
 		timer := time.NewTimer(0)
 		defer timer.Stop()
@@ -140,17 +148,32 @@ func serve(ctx context.Context, d Deps, c *controller, wake func()) (*bus.Servic
 	return svc, nil
 }
 
-// publish tells the bus what happens, until ctx ends.
-func publish(ctx context.Context, d Deps, events <-chan *busv1.Event) {
+// publish tells the bus what happens until ended is closed, and then what is left
+// to tell, as far as it can within tellTime.
+func publish(ctx context.Context, d Deps, events <-chan *busv1.Event, ended <-chan struct{}) {
+	tell := func(ctx context.Context, ev *busv1.Event) {
+		ctx, cancel := context.WithTimeout(ctx, tellTime)
+		defer cancel()
+		if err := bus.Publish(ctx, d.Conn, ev); err != nil {
+			d.Log.Warn("event not published", "event", ev.Event, "error", err)
+		}
+	}
 	for {
 		select {
 		case ev := <-events:
-			telling, cancel := context.WithTimeout(ctx, tellTime)
-			if err := bus.Publish(telling, d.Conn, ev); err != nil && ctx.Err() == nil {
-				d.Log.Warn("event not published", "event", ev.Event, "error", err)
-			}
-			cancel()
-		case <-ctx.Done():
+			tell(ctx, ev)
+			continue
+		case <-ended:
+		}
+		break
+	}
+	last, cancel := context.WithTimeout(ctx, tellTime)
+	defer cancel()
+	for {
+		select {
+		case ev := <-events:
+			tell(last, ev)
+		default:
 			return
 		}
 	}
