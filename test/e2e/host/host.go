@@ -26,7 +26,8 @@ type Settings struct {
 	Image      string
 	KSM        string // mode; empty: observe
 	MaxVMs     int
-	Budget     int // memory that all VMs may have together, MiB
+	Budget     int  // memory that all VMs may have together, MiB
+	Boot       bool // each VM boots: no templates, no pool
 }
 
 // Host is one bulkheadd with its own run directory, configuration and operator's
@@ -80,6 +81,9 @@ func (h *Host) text(s Settings) string {
 	}
 	if s.Budget != 0 {
 		fmt.Fprintf(&b, "memory_budget_mib = %d\n", s.Budget)
+	}
+	if s.Boot {
+		fmt.Fprintf(&b, "templates = false\npool = 0\n")
 	}
 	// The kernel's merging is one for all daemons of a host, which run beside each other here.
 	fmt.Fprintf(&b, "[ksm]\nmode = %q\n", orDefault(s.KSM, "observe"))
