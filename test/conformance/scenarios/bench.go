@@ -176,8 +176,12 @@ func (b *bench) left(before, links []string) ([]string, error) {
 }
 
 // engines tells what an engine makes for all its containers and keeps until its
-// end: cgroups, and dockerd's handle of the host's network namespace.
+// end: cgroups, dockerd's handle of the host's network namespace, and its ends of the connections of
+// clients, which are listed here while its socket itself is of another network namespace.
 func (b *bench) engines(line string) bool {
+	if line == "unix socket "+filepath.Join(b.ground.Dir, "engine", "docker.sock") {
+		return true
+	}
 	if line == "mount "+filepath.Join(b.ground.Dir, "engine", "exec", "netns", "default") {
 		return true
 	}
