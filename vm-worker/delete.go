@@ -49,6 +49,7 @@ func (w *Worker) removeNow(ctx context.Context, req *vmv1.DeleteRequest) (*vmv1.
 		if err := c.endNow(ctx); err != nil {
 			return nil, err
 		}
+	case c.initEnded(): // its engine has reaped it before we have recorded it
 	default:
 		return nil, errNotStopped(rec)
 	}
@@ -65,6 +66,13 @@ func (w *Worker) removeNow(ctx context.Context, req *vmv1.DeleteRequest) (*vmv1.
 		return nil, fmt.Errorf("delete %s: %w", rec.Ref.Id, err)
 	}
 	return &vmv1.DeleteReply{Container: last, Existed: true, Hooks: hooks}, nil
+}
+
+// initEnded tells that the init's relay has ended, whatever the record says yet.
+func (c *container) initEnded() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.relay != nil && c.relay.ended()
 }
 
 func errNotStopped(rec *vmv1.Container) error {

@@ -63,6 +63,37 @@ func TestARunIsGoodOnlyIfEveryVerdictIsTheDeclaredOne(t *testing.T) {
 	}
 }
 
+func TestAVerdictThatWasNotDeclaredIsAskedForTwice(t *testing.T) {
+	dir := t.TempDir()
+	var told []string
+	o := Options{
+		Ground: &host.Ground{Token: "t", Dir: dir, Data: dir}, Workers: 1, Progress: func(line string) { told = append(told, line) },
+		Runtimes: []Runtime{{Name: Bulkhead}, {Name: Runc}},
+	}
+	runs := map[string]int{}
+	r, err := Run(t.Context(), o, Part{Name: "p", About: "About.", Groups: []Group{{
+		Name: "g", Cases: []Case{{Name: "a.md#b/c", Says: "it is so"}, {Name: "a.md#b/d", Says: "it is so"}},
+		Run: func(_ context.Context, s *Stage) error {
+			var busy, worse error
+			switch runs[s.Runtime.Name]++; {
+			case s.Runtime.Name == Runc && runs[Runc] == 1:
+				busy = errors.New("busy")
+			case s.Runtime.Name == Runc:
+				worse = errors.New("asked though it was well")
+			}
+			s.Verdict("a.md#b/c", busy)
+			s.Verdict("a.md#b/d", worse)
+			return nil
+		},
+	}}})
+	if err != nil || r.Deviations() != 0 || runs[Bulkhead] != 1 || runs[Runc] != 2 {
+		t.Errorf("%v, %d deviations after %v runs", err, r.Deviations(), runs)
+	}
+	if len(told) != 1 || !strings.HasPrefix(told[0], "once: runc: a.md#b/c: ") {
+		t.Errorf("it was told %q", told)
+	}
+}
+
 func TestDeclarationsNeedReasonsAndNamesAreUnique(t *testing.T) {
 	for name, part := range map[string]Part{
 		"no reason":  {Groups: []Group{{Cases: []Case{{Name: "a", Declared: map[string]Declaration{Runc: Fails("")}}}}}},
