@@ -51,6 +51,15 @@ func (inv *invocation) ref() (*vmv1.ContainerRef, error) {
 	return &vmv1.ContainerRef{Root: inv.root, Id: id}, nil
 }
 
+// format is the --format of commands that print for people and for programs.
+func (inv *invocation) format() (string, error) {
+	format := inv.String("format")
+	if format != "table" && format != "json" {
+		return "", fmt.Errorf("invalid format option %q: use table or json", format)
+	}
+	return format, nil
+}
+
 // settings loads the configuration once.
 func (inv *invocation) settings() (*config.Config, error) {
 	if inv.cfg == nil {

@@ -31,9 +31,9 @@ var listCommand = command{
 		if err := inv.check(); err != nil {
 			return err
 		}
-		format := inv.String("format")
-		if format != "table" && format != "json" {
-			return fmt.Errorf("invalid format option %q: use table or json", format)
+		format, err := inv.format()
+		if err != nil {
+			return err
 		}
 		reply, err := call[vmv1.ListReply](ctx, inv, "list", &vmv1.ListRequest{Root: inv.root})
 		if err != nil {

@@ -34,9 +34,9 @@ var psCommand = command{
 		if err != nil {
 			return err
 		}
-		format := inv.String("format")
-		if format != "table" && format != "json" {
-			return fmt.Errorf("invalid format option %q: use table or json", format)
+		format, err := inv.format()
+		if err != nil {
+			return err
 		}
 		reply, err := call[vmv1.ProcessesReply](ctx, inv, "processes", &vmv1.ProcessesRequest{Ref: ref})
 		if err != nil {

@@ -30,9 +30,9 @@ var statsCommand = command{
 		if err := inv.check(); err != nil {
 			return err
 		}
-		format := inv.String("format")
-		if format != "table" && format != "json" {
-			return fmt.Errorf("invalid format option %q: use table or json", format)
+		format, err := inv.format()
+		if err != nil {
+			return err
 		}
 		reply, err := call[vmv1.StatsReply](ctx, inv, "stats", &vmv1.StatsRequest{})
 		if err != nil {

@@ -220,15 +220,7 @@ func (a *assembly) ipv4(maps tapMaps) {
 	a.add(asm.JNE.Imm(asm.R0, 0, drop(IPv4)), asm.Ja.Label("checksum"))
 
 	a.label("ipv4_udp")
-	a.add(asm.Mov.Imm(asm.R0, checksumUDP))
-	a.put(shape, asm.R0, asm.Word)
-	a.load(atR7, option, 8, drop(Short))
-	a.get(asm.R0, option, asm.Half)
-	a.get(asm.R1, option+2, asm.Half)
-	a.add(
-		asm.JEq.Imm(asm.R0, be16(67), drop(DHCP)),
-		asm.JEq.Imm(asm.R1, be16(68), drop(DHCP)),
-	)
+	a.udp(67, 68)
 	a.get(asm.R2, noSource, asm.Word)
 	a.add(
 		asm.JEq.Imm(asm.R2, 0, "checksum"),
@@ -320,15 +312,21 @@ func (a *assembly) ipv6(maps tapMaps) {
 	a.add(asm.JNE.Imm(asm.R0, 0, drop(IPv6)), asm.Ja.Label("checksum"))
 
 	a.label("ipv6_udp")
+	a.udp(547, 546)
+	a.add(asm.Ja.Label("ipv6_other"))
+}
+
+// udp notes where the checksum stands and drops what a server of DHCP says, told by its port and its client's. R0 is
+// the source port afterwards.
+func (a *assembly) udp(server, client uint16) {
 	a.add(asm.Mov.Imm(asm.R0, checksumUDP))
 	a.put(shape, asm.R0, asm.Word)
 	a.load(atR7, option, 8, drop(Short))
 	a.get(asm.R0, option, asm.Half)
 	a.get(asm.R1, option+2, asm.Half)
 	a.add(
-		asm.JEq.Imm(asm.R0, be16(547), drop(DHCP)),
-		asm.JEq.Imm(asm.R1, be16(546), drop(DHCP)),
-		asm.Ja.Label("ipv6_other"),
+		asm.JEq.Imm(asm.R0, be16(server), drop(DHCP)),
+		asm.JEq.Imm(asm.R1, be16(client), drop(DHCP)),
 	)
 }
 

@@ -109,12 +109,17 @@ func (d *Driver) Adopt(_ context.Context, rec hypervisor.Record) (hypervisor.VM,
 	return v, nil
 }
 
+// vm is a living VM; nil when there is none of this id.
+func (d *Driver) vm(id string) *vm {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.vms[id]
+}
+
 // Attached lists what was attached to a living VM's share: path to whether it
 // is read-only.
 func (d *Driver) Attached(id string) map[string]bool {
-	d.mu.Lock()
-	v := d.vms[id]
-	d.mu.Unlock()
+	v := d.vm(id)
 	if v == nil {
 		return nil
 	}
@@ -124,9 +129,7 @@ func (d *Driver) Attached(id string) map[string]bool {
 // KillForMemory makes a living guest tell that its kernel has killed processes of
 // a container, so many so far.
 func (d *Driver) KillForMemory(id, container string, kills uint64) {
-	d.mu.Lock()
-	v := d.vms[id]
-	d.mu.Unlock()
+	v := d.vm(id)
 	if v != nil {
 		v.guest.outOfMemory(container, kills)
 	}
@@ -134,9 +137,7 @@ func (d *Driver) KillForMemory(id, container string, kills uint64) {
 
 // Processors is how many a living guest was last told to run on.
 func (d *Driver) Processors(id string) uint32 {
-	d.mu.Lock()
-	v := d.vms[id]
-	d.mu.Unlock()
+	v := d.vm(id)
 	if v == nil {
 		return 0
 	}
@@ -147,9 +148,7 @@ func (d *Driver) Processors(id string) uint32 {
 
 // Memory is what a living guest was last told of its memory.
 func (d *Driver) Memory(id string) *agentv1.MemoryRequest {
-	d.mu.Lock()
-	v := d.vms[id]
-	d.mu.Unlock()
+	v := d.vm(id)
 	if v == nil {
 		return nil
 	}
@@ -160,9 +159,7 @@ func (d *Driver) Memory(id string) *agentv1.MemoryRequest {
 
 // WantMemory has a living guest say how much memory its containers need.
 func (d *Driver) WantMemory(id string, bytes uint64) error {
-	d.mu.Lock()
-	v := d.vms[id]
-	d.mu.Unlock()
+	v := d.vm(id)
 	if v == nil {
 		return fmt.Errorf("there is no fake vm %s", id)
 	}
@@ -176,9 +173,7 @@ func (d *Driver) WantMemory(id string, bytes uint64) error {
 
 // RepeatWish has a living guest say once more what it wanted by the wish with this number, counted from 1.
 func (d *Driver) RepeatWish(id string, bytes, number uint64) error {
-	d.mu.Lock()
-	v := d.vms[id]
-	d.mu.Unlock()
+	v := d.vm(id)
 	if v == nil {
 		return fmt.Errorf("there is no fake vm %s", id)
 	}
@@ -191,9 +186,7 @@ func (d *Driver) RepeatWish(id string, bytes, number uint64) error {
 // Limits are the resources that a living guest was last told of a container, by
 // its key; empty before the first update.
 func (d *Driver) Limits(id, container string) string {
-	d.mu.Lock()
-	v := d.vms[id]
-	d.mu.Unlock()
+	v := d.vm(id)
 	if v == nil {
 		return ""
 	}
@@ -208,9 +201,7 @@ func (d *Driver) Limits(id, container string) string {
 
 // Disks lists what was plugged into a living VM: id to whether it is read-only.
 func (d *Driver) Disks(id string) map[string]bool {
-	d.mu.Lock()
-	v := d.vms[id]
-	d.mu.Unlock()
+	v := d.vm(id)
 	if v == nil {
 		return nil
 	}
@@ -219,9 +210,7 @@ func (d *Driver) Disks(id string) map[string]bool {
 
 // NICs lists the network cards of a living VM: id to MAC address.
 func (d *Driver) NICs(id string) map[string]string {
-	d.mu.Lock()
-	v := d.vms[id]
-	d.mu.Unlock()
+	v := d.vm(id)
 	if v == nil {
 		return nil
 	}
@@ -232,9 +221,7 @@ func (d *Driver) NICs(id string) map[string]string {
 
 // Network is what a living guest was last told of its network; nil before.
 func (d *Driver) Network(id string) *agentv1.NetworkRequest {
-	d.mu.Lock()
-	v := d.vms[id]
-	d.mu.Unlock()
+	v := d.vm(id)
 	if v == nil {
 		return nil
 	}
