@@ -59,6 +59,8 @@ type controller struct {
 	clearing *seen // what was there as the last VM had gone
 
 	vmsChanged bool // since their pages were counted
+
+	told struct{ started, stopped, kicks int32 } // since the last sample of the history
 }
 
 // look is what the last one found.
@@ -94,8 +96,11 @@ func newController(k kernel, p *proc, dir, mode string, budget int, log hclog.Lo
 func (c *controller) come(v vm) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, known := c.vms[v.sandbox]; !known && c.policy != nil {
-		c.policy.started(c.now())
+	if _, known := c.vms[v.sandbox]; !known {
+		c.told.started++
+		if c.policy != nil {
+			c.policy.started(c.now())
+		}
 	}
 	c.vms[v.sandbox] = v
 	c.vmsChanged = true
@@ -110,6 +115,7 @@ func (c *controller) gone(sandbox string) {
 	}
 	delete(c.vms, sandbox)
 	c.vmsChanged = true
+	c.told.stopped++
 	if c.policy != nil {
 		c.policy.stopped(c.now())
 	}
@@ -127,6 +133,7 @@ func (c *controller) kick() (string, error) {
 	case c.policy == nil:
 		return phaseIdle, nil
 	}
+	c.told.kicks++
 	c.policy.started(c.now())
 	return c.policy.phase(), nil
 }
@@ -321,7 +328,9 @@ func (c *controller) look() error {
 		Time: timestamppb.New(s.at), Phase: c.phaseNow(), Vms: int32(s.vms), SavedBytes: s.merged * pageSize,
 		FullScans: k.FullScans, PagesVolatile: k.PagesVolatile, PagesToScan: k.PagesToScan, SleepMillisecs: k.SleepMillisecs,
 		KsmdCpuPercent: c.last.cpu, MemoryPressure: s.pressure, Interval: durationpb.New(max(0, s.at.Sub(before.seen.at))),
+		Started: c.told.started, Stopped: c.told.stopped, Kicks: c.told.kicks,
 	})
+	c.told.started, c.told.stopped, c.told.kicks = 0, 0, 0
 	return nil
 }
 

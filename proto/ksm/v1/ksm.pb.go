@@ -824,6 +824,9 @@ type Sample struct {
 	KsmdCpuPercent float64                `protobuf:"fixed64,9,opt,name=ksmd_cpu_percent,json=ksmdCpuPercent,proto3" json:"ksmd_cpu_percent,omitempty"`
 	MemoryPressure float64                `protobuf:"fixed64,10,opt,name=memory_pressure,json=memoryPressure,proto3" json:"memory_pressure,omitempty"`
 	Interval       *durationpb.Duration   `protobuf:"bytes,11,opt,name=interval,proto3" json:"interval,omitempty"` // since the sample before
+	Started        int32                  `protobuf:"varint,12,opt,name=started,proto3" json:"started,omitempty"`  // VMs that came since the sample before
+	Stopped        int32                  `protobuf:"varint,13,opt,name=stopped,proto3" json:"stopped,omitempty"`  // VMs that went
+	Kicks          int32                  `protobuf:"varint,14,opt,name=kicks,proto3" json:"kicks,omitempty"`      // requests to look at all memory anew
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -935,6 +938,27 @@ func (x *Sample) GetInterval() *durationpb.Duration {
 	return nil
 }
 
+func (x *Sample) GetStarted() int32 {
+	if x != nil {
+		return x.Started
+	}
+	return 0
+}
+
+func (x *Sample) GetStopped() int32 {
+	if x != nil {
+		return x.Stopped
+	}
+	return 0
+}
+
+func (x *Sample) GetKicks() int32 {
+	if x != nil {
+		return x.Kicks
+	}
+	return 0
+}
+
 var File_ksm_v1_ksm_proto protoreflect.FileDescriptor
 
 const file_ksm_v1_ksm_proto_rawDesc = "" +
@@ -1007,7 +1031,7 @@ const file_ksm_v1_ksm_proto_rawDesc = "" +
 	"\x0eHistoryRequest\x12\x12\n" +
 	"\x04last\x18\x01 \x01(\x05R\x04last\"A\n" +
 	"\fHistoryReply\x121\n" +
-	"\asamples\x18\x01 \x03(\v2\x17.bulkhead.ksm.v1.SampleR\asamples\"\x9e\x03\n" +
+	"\asamples\x18\x01 \x03(\v2\x17.bulkhead.ksm.v1.SampleR\asamples\"\xe8\x03\n" +
 	"\x06Sample\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x14\n" +
 	"\x05phase\x18\x02 \x01(\tR\x05phase\x12\x10\n" +
@@ -1022,7 +1046,10 @@ const file_ksm_v1_ksm_proto_rawDesc = "" +
 	"\x10ksmd_cpu_percent\x18\t \x01(\x01R\x0eksmdCpuPercent\x12'\n" +
 	"\x0fmemory_pressure\x18\n" +
 	" \x01(\x01R\x0ememoryPressure\x125\n" +
-	"\binterval\x18\v \x01(\v2\x19.google.protobuf.DurationR\bintervalB\x1dZ\x1bbulkhead/proto/ksm/v1;ksmv1b\x06proto3"
+	"\binterval\x18\v \x01(\v2\x19.google.protobuf.DurationR\binterval\x12\x18\n" +
+	"\astarted\x18\f \x01(\x05R\astarted\x12\x18\n" +
+	"\astopped\x18\r \x01(\x05R\astopped\x12\x14\n" +
+	"\x05kicks\x18\x0e \x01(\x05R\x05kicksB\x1dZ\x1bbulkhead/proto/ksm/v1;ksmv1b\x06proto3"
 
 var (
 	file_ksm_v1_ksm_proto_rawDescOnce sync.Once

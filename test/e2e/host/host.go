@@ -28,6 +28,7 @@ type Settings struct {
 	MaxVMs     int
 	Budget     int  // memory that all VMs may have together, MiB
 	Boot       bool // each VM boots: no templates, no pool
+	NoPool     bool // none stands ready without a container
 }
 
 // Host is one bulkheadd with its own run directory, configuration and operator's
@@ -83,7 +84,10 @@ func (h *Host) text(s Settings) string {
 		fmt.Fprintf(&b, "memory_budget_mib = %d\n", s.Budget)
 	}
 	if s.Boot {
-		fmt.Fprintf(&b, "templates = false\npool = 0\n")
+		fmt.Fprintf(&b, "templates = false\n")
+	}
+	if s.Boot || s.NoPool {
+		fmt.Fprintf(&b, "pool = 0\n")
 	}
 	// The kernel's merging is one for all daemons of a host, which run beside each other here.
 	fmt.Fprintf(&b, "[ksm]\nmode = %q\n", orDefault(s.KSM, "observe"))
