@@ -46,6 +46,7 @@ type agent struct {
 	log        hclog.Logger
 	sandbox    string // empty until the host's first greeting; set before any request
 	begun      float64
+	orphans    *reaper.Reaper
 	shares     guest.Shares
 	containers *container.Manager
 	network    *network.Network
@@ -71,7 +72,7 @@ func Run(ctx context.Context, deps Deps) error {
 	endpoint := stdio.NewEndpoint(stdio.EndpointConfig{Warn: func(channel uint32, err error) {
 		deps.Log.Warn("the host sent a senseless frame", "channel", channel, "error", err)
 	}})
-	a := &agent{log: deps.Log, begun: deps.Begun, network: network.New()}
+	a := &agent{log: deps.Log, begun: deps.Begun, orphans: orphans, network: network.New()}
 	// The third port is opened when there is need: most guests have none.
 	a.loopback = loopback.New(deps.Log.Named("loopback"), func(ctx context.Context) (*link.Listener, error) { return openPort(ctx, netPort) })
 	if a.memory, err = memory.New(memory.Config{Log: deps.Log, Dir: container.CgroupDir, Ask: a.wantMemory}); err != nil {

@@ -5,6 +5,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -27,7 +28,13 @@ func (a *agent) greeted(ctx context.Context, ctl *link.Listener) (net.Conn, erro
 		}
 		stop := context.AfterFunc(ctx, func() { session.Close() })
 		greeting, err := bus.Greeted(session)
-		if err == nil {
+		switch {
+		case err != nil:
+		case greeting.GetRehearse():
+			if err = a.rehearse(ctx, session); err == nil {
+				err = errRehearsed
+			}
+		default:
 			err = a.become(greeting)
 		}
 		stop()
@@ -38,6 +45,9 @@ func (a *agent) greeted(ctx context.Context, ctl *link.Listener) (net.Conn, erro
 		_ = session.Close() // it may have ended already
 	}
 }
+
+// errRehearsed ends a session that was for that alone.
+var errRehearsed = errors.New("the guest has rehearsed")
 
 // become gives the guest its randomness and clock, and its name once.
 func (a *agent) become(g *agentv1.Greeting) error {

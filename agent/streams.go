@@ -35,7 +35,7 @@ func (a *agent) serveStreams(ctx context.Context, io *link.Listener, endpoint *s
 			}
 			return err
 		}
-		if err := endpoint.Serve(ctx, session); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, link.ErrReset) {
+		if err := endpoint.Serve(ctx, session); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, link.ErrReset) && ctx.Err() == nil {
 			a.log.Info("stream session ended, waiting for the host's next", "error", err)
 		}
 	}

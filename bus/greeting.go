@@ -39,8 +39,41 @@ func Greeted(session interface{ Recv() ([]byte, error) }) (*agentv1.Greeting, er
 	if err := proto.Unmarshal(b, g); err != nil {
 		return nil, fmt.Errorf("understanding the host's greeting: %w", err)
 	}
+	if g.Rehearse {
+		return g, nil // it makes the guest nobody, so it brings nothing
+	}
 	if g.Vm == "" || len(g.Entropy) < GreetingEntropy {
 		return nil, errors.New("the host's greeting brings no name, or too little entropy")
 	}
 	return g, nil
+}
+
+// AskRehearsal has a guest that is nobody rehearse, on a session of its control port, and
+// returns what it says of that. The session is of no more use then.
+func AskRehearsal(session interface {
+	Send(b []byte) error
+	Recv() ([]byte, error)
+}) (*agentv1.Rehearsed, error) {
+	if err := Greet(session, &agentv1.Greeting{Rehearse: true}); err != nil {
+		return nil, err
+	}
+	b, err := session.Recv()
+	if err != nil {
+		return nil, fmt.Errorf("waiting for a guest that rehearses: %w", err)
+	}
+	r := &agentv1.Rehearsed{}
+	if err := proto.Unmarshal(b, r); err != nil {
+		return nil, errors.New("what the guest says of its rehearsal cannot be understood")
+	}
+	r.Error = cleanText(r.Error, maxHeaderText)
+	return r, nil
+}
+
+// TellRehearsed is the guest's answer.
+func TellRehearsed(session interface{ Send(b []byte) error }, r *agentv1.Rehearsed) error {
+	b, err := proto.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("telling of the rehearsal: %w", err)
+	}
+	return session.Send(b)
 }

@@ -238,6 +238,18 @@ func TestATemplateThatFailsIsToldAndVMsBoot(t *testing.T) {
 
 // TestAVMInUseGetsTheMemoryOfThePool: what nobody uses is given up when a container needs it, and a VM that
 // another container takes meanwhile is that one's.
+func TestAGuestThatCannotRehearseBecomesATemplateWithout(t *testing.T) {
+	h := newStock(t, 1, func(d *templating) { d.observed.Driver = fake.New(fake.Options{RehearsalError: "it has stage fright"}) })
+	p := h.awaitPool("filled", full)
+	h.stock.set(func() {
+		if h.stock.made != 2 || p.Templates[0].State != "ready" {
+			t.Errorf("made %d times, the template is %v; want it made anew once", h.stock.made, p.Templates[0])
+		}
+	})
+	h.stop()
+	h.expectNoTrace()
+}
+
 func TestAVMInUseGetsTheMemoryOfThePool(t *testing.T) {
 	h := newStock(t, 2)
 	h.awaitPool("filled", full)

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"bulkhead/bus"
 	"bulkhead/bus/link"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hypervisor"
@@ -272,28 +273,65 @@ func (t *templates) boot(ctx context.Context, k kind) (_ hypervisor.Template, er
 		return nil, fmt.Errorf("make the directory of a template: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(spec.Dir)) }()
-	return t.driver.MakeTemplate(ctx, spec, awaitListening)
+	made, err := t.driver.MakeTemplate(ctx, spec, makeReady)
+	if errors.Is(err, errRehearsal) && ctx.Err() == nil {
+		// Containers start slower from it, but sooner than in a VM that boots.
+		t.w.log.Error("the guest of a template could not rehearse, and is made anew without", "kind", k, "error", err)
+		return t.driver.MakeTemplate(ctx, spec, awaitListening)
+	}
+	return made, err
+}
+
+// errRehearsal says that the guest could not rehearse, or has not become again what it was. It is not to be kept.
+var errRehearsal = errors.New("the guest did not rehearse")
+
+// makeReady makes a guest ready to be continued from: it listens, and has done all that a first container makes it
+// do, so that no clone does anything for the first time. It is still nobody's.
+func makeReady(ctx context.Context, vm hypervisor.VM) error {
+	if err := awaitListening(ctx, vm); err != nil {
+		return err
+	}
+	if err := rehearse(ctx, vm); err != nil {
+		return fmt.Errorf("%w: %w", errRehearsal, err)
+	}
+	return awaitListening(ctx, vm)
+}
+
+// rehearse has the guest make, use and remove containers of its own (agent/rehearsal).
+func rehearse(ctx context.Context, vm hypervisor.VM) error {
+	return inSession(ctx, vm.DialCtl, func(session *link.Session) error {
+		r, err := bus.AskRehearsal(session)
+		if err == nil && r.GetError() != "" {
+			err = errors.New(r.GetError())
+		}
+		return err
+	})
 }
 
 // awaitListening waits until the guest answers on both channels, and leaves it
 // without having said whose it is.
 func awaitListening(ctx context.Context, vm hypervisor.VM) error {
 	for _, dial := range []func(context.Context) (net.Conn, error){vm.DialIO, vm.DialCtl} {
-		conn, err := dial(ctx)
-		if err != nil {
-			return err
-		}
-		stop := context.AfterFunc(ctx, func() { conn.Close() })
-		session, err := link.Dial(ctx, conn)
-		if err == nil {
-			err = session.Close()
-		}
-		stop()
-		if err != nil {
+		if err := inSession(ctx, dial, func(*link.Session) error { return nil }); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// inSession opens a session with the guest for as long as fn needs it.
+func inSession(ctx context.Context, dial func(context.Context) (net.Conn, error), fn func(*link.Session) error) error {
+	conn, err := dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	session, err := link.Dial(ctx, conn)
+	if err != nil {
+		return err
+	}
+	err = fn(session)
+	return errors.Join(err, session.Close())
 }
 
 // close gives all templates up.

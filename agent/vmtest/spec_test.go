@@ -4,7 +4,6 @@
 package vmtest_test
 
 import (
-	_ "embed"
 	"encoding/json"
 	"io"
 	"os"
@@ -15,11 +14,6 @@ import (
 
 	"bulkhead/agent/vmtest"
 )
-
-// seccompProfile has the shape and the size of the profile that Docker gives every container.
-//
-//go:embed testdata/seccomp.json
-var seccompProfile []byte
 
 var defaultCaps = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
@@ -38,7 +32,11 @@ func process(args ...string) *specs.Process {
 func dockerSpec(t testing.TB, p *specs.Process) *specs.Spec {
 	t.Helper()
 	var seccomp specs.LinuxSeccomp
-	if err := json.Unmarshal(seccompProfile, &seccomp); err != nil {
+	seccompProfile, err := os.ReadFile("../rehearsal/seccomp.json") // of the shape and the size of Docker's
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err = json.Unmarshal(seccompProfile, &seccomp); err != nil {
 		t.Fatal(err)
 	}
 	return &specs.Spec{
@@ -102,7 +100,7 @@ func busyboxRootfs(t testing.TB, vm *vmtest.VM, key string) string {
 	if _, err := io.Copy(dst, src); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"sh", "true", "false", "sleep", "cat", "echo", "id", "ls", "stty", "tty", "kill", "ps", "head", "dd", "touch", "grep", "hostname", "nproc", "mount", "wc", "seq", "tail"} {
+	for _, name := range []string{"sh", "true", "false", "sleep", "cat", "echo", "id", "ls", "stty", "tty", "kill", "ps", "head", "dd", "touch", "grep", "hostname", "nproc", "mount", "wc", "seq", "tail", "find", "sed", "tr", "cut"} {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil && !os.IsExist(err) {
 			t.Fatal(err)
 		}

@@ -38,6 +38,8 @@ type VM struct {
 	Share string         // the directory behind the guest's share
 	Ready *agentv1.Ready // what the agent said first
 	Phase Phases
+	// Rehearsed is what the agent said of its rehearsal, if it was asked for one.
+	Rehearsed *agentv1.Rehearsed
 
 	t       testing.TB
 	pid     int // of QEMU
@@ -83,6 +85,7 @@ func (c *console) String() string {
 type Machine struct {
 	Options    []string // of QEMU
 	Parameters string   // of the kernel
+	Rehearse   bool     // before it is greeted
 }
 
 // Boot starts a VM and waits until its agent is ready. The end of the test ends it.
@@ -97,7 +100,8 @@ func BootMachine(t testing.TB, m Machine) *VM {
 	image := guestImage(t)
 	dir := t.TempDir()
 	vm := &VM{t: t, dir: dir, Share: filepath.Join(dir, "share"), console: &console{}, exits: make(chan *agentv1.Exited, 1024)}
-	if err := os.Mkdir(vm.Share, 0o755); err != nil {
+	err := os.Mkdir(vm.Share, 0o755)
+	if err != nil {
 		t.Fatal(err)
 	}
 	vm.bus = bustest.Start(t)
@@ -120,6 +124,11 @@ func BootMachine(t testing.TB, m Machine) *VM {
 	t.Cleanup(vm.end)
 	vm.streams = newStreams()
 	vm.wg.Go(func() { vm.serveIO(ctx, filepath.Join(dir, "io.sock")) })
+	if m.Rehearse {
+		if vm.Rehearsed, err = vm.AskRehearsal(ctx); err != nil {
+			t.Fatalf("asking for a rehearsal: %v; the guest's console:\n%s", err, vm.console)
+		}
+	}
 	vm.wg.Go(func() { vm.serveCtl(ctx, filepath.Join(dir, "ctl.sock"), begun) })
 	select {
 	case vm.Ready = <-vm.readies:
@@ -131,6 +140,19 @@ func BootMachine(t testing.TB, m Machine) *VM {
 		t.Fatalf("the agent did not become ready; the guest's console:\n%s", vm.console)
 	}
 	return vm
+}
+
+// AskRehearsal has the guest rehearse, in a session of its own on the control port.
+func (vm *VM) AskRehearsal(ctx context.Context) (*agentv1.Rehearsed, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	session, err := dialPort(ctx, filepath.Join(vm.dir, "ctl.sock"))
+	if err != nil {
+		return nil, err
+	}
+	defer session.Close()
+	defer context.AfterFunc(ctx, func() { session.Close() })()
+	return bus.AskRehearsal(session)
 }
 
 // Close ends the VM before the end of the test does.

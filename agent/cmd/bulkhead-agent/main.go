@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/hashicorp/go-hclog"
@@ -19,6 +20,10 @@ import (
 	// Becomes the container's process at once when started as "init".
 	_ "bulkhead/agent/reexec"
 )
+
+// libcontainer enters mount namespaces of containers with threads that it lets end. The first thread of a
+// process cannot end: it would stay there, and be what /proc/1 tells of the guest. So only main runs on it.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	begun := guest.Uptime()

@@ -47,6 +47,8 @@ type Options struct {
 	Mirrored func(hypervisor.Followed)
 	// ResizeError, when set, may fail a change of a VM's size.
 	ResizeError func(to hypervisor.Size) error
+	// RehearsalError, when set, is what guests answer that are asked to rehearse.
+	RehearsalError string
 	// Mute makes guests that never open their link.
 	Mute bool
 	Log  hclog.Logger
