@@ -41,15 +41,16 @@ func callAgent[Resp any, PResp interface {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.life, cancel)()
+	life := s.lifetime()
+	defer context.AfterFunc(life, cancel)()
 	wait, stop := context.WithTimeout(ctx, agentTime)
 	defer stop()
 	select { // whatever else ends the wait, the request tells what that means for it
-	case <-s.ready:
+	case <-s.answers():
 	case <-wait.Done():
 	}
 	reply, err := bus.CallAgent[Resp, PResp](ctx, s.w.conn, s.id, method, req)
-	if err != nil && s.life.Err() != nil {
+	if err != nil && life.Err() != nil {
 		return nil, errVMEnded(s.id)
 	}
 	return reply, err
@@ -61,10 +62,10 @@ func errVMEnded(id string) error {
 }
 
 // configure gives the guest its identity, clock and entropy.
-func (s *sandbox) configure(ctx context.Context, p *plan) error {
+func (s *sandbox) configure(ctx context.Context, p *plan, limit time.Duration) error {
 	entropy := make([]byte, entropyBytes)
 	_, _ = rand.Read(entropy) // never fails: crypto/rand ends the program instead
-	ctx, cancel := context.WithTimeout(ctx, processorTime)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	_, err := callAgent[agentv1.ConfigureReply](ctx, s, "configure", &agentv1.ConfigureRequest{
 		Vm: s.id, Hostname: p.spec.Hostname, UnixNanos: time.Now().UnixNano(), Entropy: entropy, Vcpus: p.size.VCPUs, Memory: s.machineMemory(),

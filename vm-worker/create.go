@@ -44,6 +44,7 @@ func (w *Worker) createNow(ctx context.Context, req *vmv1.CreateRequest) (*vmv1.
 	if err != nil {
 		return nil, err
 	}
+	p.from, p.whyBoot = w.stock.templates.find(ctx, p) // it may read files, so not under a lock
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c, mine, err := w.reserve(ctx, p, cancel)
@@ -88,11 +89,11 @@ func (w *Worker) reserve(ctx context.Context, p *plan, cancel context.CancelCaus
 	if err != nil {
 		return nil, false, err
 	}
-	sb, err := w.sandboxFor(ctx, p)
+	resources, err := resourcesText(p.spec.Linux.Resources)
 	if err != nil {
 		return nil, false, err
 	}
-	resources, err := resourcesText(p.spec.Linux.Resources)
+	sb, err := w.sandboxFor(ctx, p) // last: what is taken from the pool is the container's
 	if err != nil {
 		return nil, false, err
 	}
@@ -138,7 +139,7 @@ func (w *Worker) sandboxFor(ctx context.Context, p *plan) (*sandbox, error) {
 	if running := w.runningLocked(); running >= w.cfg.MaxVMs {
 		return nil, bus.Errorf(bus.ResourceExhausted, "this host already runs %d VMs, the most that [vm] max_vms allows", running)
 	}
-	if s := w.useStock(ctx, p); s != nil {
+	if s := w.stock.take(ctx, p); s != nil {
 		return s, nil
 	}
 	return w.newSandbox(&vmv1.Sandbox{

@@ -179,11 +179,12 @@ func (s *sandbox) serveIO(ctx context.Context, sess *link.Session) error {
 // ctx ends.
 func (s *sandbox) listenReady(ctx context.Context) {
 	var once sync.Once
+	ready := s.answers()
 	sub, err := bus.OnAgentEvent(s.w.conn, s.id, "ready", func(r *agentv1.Ready) {
 		s.mu.Lock()
 		s.kernel = printable(r.Kernel, 64)
 		s.mu.Unlock()
-		once.Do(func() { close(s.ready) })
+		once.Do(func() { close(ready) })
 	})
 	if err != nil {
 		s.w.log.Error("not listening for the agent", "sandbox", s.id, "error", err)

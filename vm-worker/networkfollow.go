@@ -153,7 +153,7 @@ func (w *Worker) detachLeft(id string) {
 
 // follow keeps the VM's network what is wanted, until the VM or the worker ends.
 func (n *network) follow() {
-	ctx, cancel := context.WithCancel(n.s.life)
+	ctx, cancel := context.WithCancel(n.s.lifetime())
 	defer cancel()
 	defer context.AfterFunc(n.s.w.context(), cancel)()
 	said := ""

@@ -28,6 +28,7 @@ type plan struct {
 	spec     *specs.Spec
 	from     hypervisor.Template      // what its VM continues from; nil: it boots
 	whyBoot  error                    // then, why
+	setback  error                    // why it is not the first VM that was tried
 	joins    []*agentv1.NamespaceJoin // set with the VM that it shares
 	size     hypervisor.Size          // of a VM for this container alone
 	room     hypervisor.Size          // what that VM may grow to

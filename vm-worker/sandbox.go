@@ -32,15 +32,10 @@ type sandbox struct {
 	// stopLinks ends the goroutines that serve the guest link; links waits for them.
 	stopLinks context.CancelFunc
 	links     sync.WaitGroup
-	ready     chan struct{} // closed at the agent's first "ready"
 	launched  chan struct{} // closed when there is a VM
 	offered   chan struct{} // closed when something listens for the guest on the host
 	over      chan struct{} // closed when the end of the VM is recorded
 	sizing    chan struct{} // a mutex of the VM's size that a context can give up on: holds one token
-
-	// life ends with the VM; died ends it. Requests to its agent end with it.
-	life context.Context
-	died context.CancelFunc
 
 	network *network
 
@@ -48,8 +43,11 @@ type sandbox struct {
 
 	mu          sync.Mutex // guards all below
 	rec         *vmv1.Sandbox
-	vm          hypervisor.VM // nil until started
-	kernel      string        // what the agent called its kernel
+	vm          hypervisor.VM   // nil until started
+	life        context.Context // ends with the VM, and requests to its agent with it
+	ready       chan struct{}   // closed at the first "ready" of the VM's agent
+	trial       *trial          // nil: the VM's end is the sandbox's
+	kernel      string          // what the agent called its kernel
 	nextChannel uint32
 	members     map[string]*container // containers that need the VM, by key
 	closing     bool                  // nobody may join any more: the VM is being ended
@@ -62,6 +60,7 @@ func (w *Worker) newSandbox(rec *vmv1.Sandbox) *sandbox {
 	s := &sandbox{
 		w: w, id: rec.Id, rec: rec,
 		ready:       make(chan struct{}),
+		life:        context.Background(),
 		launched:    make(chan struct{}),
 		offered:     make(chan struct{}),
 		over:        make(chan struct{}),
@@ -71,7 +70,6 @@ func (w *Worker) newSandbox(rec *vmv1.Sandbox) *sandbox {
 		stopLinks:   func() {},
 	}
 	s.network = newNetwork(s)
-	s.life, s.died = context.WithCancel(context.Background())
 	s.router = router.New(router.Config{
 		Log:    w.log.Named("router").With("sandbox", rec.Id),
 		OnExit: s.processExited,
@@ -124,24 +122,13 @@ func (s *sandbox) phase(name string, since time.Time) {
 // agent has its identity.
 func (s *sandbox) boot(ctx context.Context, p *plan, cg *hostcgroup.Cgroup, undo *saga) error {
 	started := time.Now()
-	var err error
-	if s.machine() != nil {
-		err = s.settleIn(ctx, p, cg, undo)
-	} else {
-		err = s.start(ctx, p, cg.ProcsPaths(), undo)
-	}
-	if err != nil {
-		return err
-	}
-	s.phase("agent_ready", started)
-	if err := s.grow(ctx, p); err != nil {
-		return err
-	}
-	if err := s.configure(ctx, p); err != nil {
+	s.undoStart(undo)
+	settle := func(ctx context.Context) error { return s.settleIn(ctx, p, cg) }
+	if err := s.obtain(ctx, p, cg.ProcsPaths(), settle); err != nil {
 		return err
 	}
 	s.phase("vm_boot", started)
-	err = s.update(ctx, func(rec *vmv1.Sandbox) {
+	err := s.update(ctx, func(rec *vmv1.Sandbox) {
 		rec.State = "running"
 		rec.Kernel = s.kernel
 	})
@@ -182,7 +169,7 @@ func (s *sandbox) bootWithNetwork(ctx context.Context, p *plan, ns *netv1.Namesp
 }
 
 // start starts a VM from its template, or boots it, and waits for its agent.
-func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string, undo *saga) error {
+func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string) error {
 	w := s.w
 	accel, reason, err := w.accelerator()
 	if err != nil {
@@ -194,26 +181,22 @@ func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string, undo
 		Accelerator: accel, AcceleratorReason: reason,
 		KernelArgs: kernelArgs(s.record().Selinux),
 	}
-	origin, key, why := "boot", "", ""
-	if p.from != nil {
-		origin, key = "template", p.from.Key()
-	} else if p.whyBoot != nil {
-		why = p.whyBoot.Error()
-	}
+	came := p.came()
 	err = s.update(ctx, func(rec *vmv1.Sandbox) {
 		rec.State = "starting"
 		rec.Hypervisor = w.driver.Name()
 		rec.Accelerator, rec.AcceleratorReason = string(accel), reason
 		rec.Vcpus, rec.MemoryBytes = p.size.VCPUs, w.baseMemory()
-		rec.Origin, rec.OriginReason, rec.Template = origin, why, key
+		came(rec)
 	})
 	if err != nil {
 		return err
 	}
+	rec := s.record()
 	w.event(ctx, "sandbox", s.id, "starting", map[string]string{
-		"accelerator": string(accel), "reason": reason, "origin": origin, "origin_reason": why,
+		"accelerator": string(accel), "reason": reason, "origin": rec.Origin, "origin_reason": rec.OriginReason,
 	})
-	w.log.Debug("vm starts", "sandbox", s.id, "origin", origin, "reason", why)
+	w.log.Debug("vm starts", "sandbox", s.id, "origin", rec.Origin, "reason", rec.OriginReason)
 
 	if err := w.budget.claim(s, w.baseMemory()); err != nil {
 		return err
@@ -225,19 +208,17 @@ func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string, undo
 		return err
 	}
 	s.phase("vm_spawn", started)
+	if p.from != nil {
+		s.beginTrial()
+	}
 	s.adoptVM(vm)
-	s.undoStart(undo)
 	if err := s.awaitReady(ctx, vm); err != nil {
-		if p.from != nil {
-			w.stock.templates.distrust(ctx, p.from, err)
-		}
-		return err
+		return fault{err}
 	}
 	return nil
 }
 
-// launch starts the hypervisor: from the plan's template, or, without one or when that fails, as
-// spec says.
+// launch starts the hypervisor: from the plan's template, or, without one, as spec says.
 func (s *sandbox) launch(ctx context.Context, p *plan, spec hypervisor.Spec, cgroupProcs []string) (hypervisor.VM, error) {
 	w := s.w
 	own := func(spec hypervisor.Spec) hypervisor.Spec {
@@ -253,28 +234,16 @@ func (s *sandbox) launch(ctx context.Context, p *plan, spec hypervisor.Spec, cgr
 		return nil, err
 	}
 	vm, err := w.driver.Start(ctx, own(clone))
-	if err == nil {
-		w.stock.templates.cloned(p.from)
-		return vm, nil
+	if err != nil {
+		return nil, fault{err}
 	}
-	if ctx.Err() != nil {
-		return nil, err
-	}
-	w.stock.templates.distrust(ctx, p.from, err)
-	w.log.Warn("the VM boots, as it could not be started from its template", "sandbox", s.id, "error", err)
-	p.from = nil
-	if err := s.update(ctx, func(rec *vmv1.Sandbox) {
-		rec.Origin, rec.OriginReason, rec.Template = "boot", err.Error(), ""
-	}); err != nil {
-		return nil, err
-	}
-	return w.driver.Start(ctx, own(spec))
+	w.stock.templates.cloned(p.from)
+	return vm, nil
 }
 
 // settleIn makes a VM of the pool that of its first container: it moves into its cgroup, and is
 // from then on the first to die with it.
-func (s *sandbox) settleIn(ctx context.Context, p *plan, cg *hostcgroup.Cgroup, undo *saga) error {
-	s.undoStart(undo)
+func (s *sandbox) settleIn(ctx context.Context, p *plan, cg *hostcgroup.Cgroup) error {
 	rec := s.record()
 	err := s.update(ctx, func(rec *vmv1.Sandbox) { rec.State = "starting" })
 	if err != nil {
@@ -284,7 +253,11 @@ func (s *sandbox) settleIn(ctx context.Context, p *plan, cg *hostcgroup.Cgroup, 
 		"accelerator": rec.Accelerator, "reason": rec.AcceleratorReason, "origin": rec.Origin,
 	})
 	if err := cg.Enter(int(rec.Pid)); err != nil {
-		return fmt.Errorf("move a VM of the pool into the cgroup of its container: %w", err)
+		err = fmt.Errorf("move a VM of the pool into the cgroup of its container: %w", err)
+		if processGone(s.machine()) {
+			return fault{err}
+		}
+		return err
 	}
 	if p.oomScoreAdj == nil {
 		return nil
@@ -313,7 +286,7 @@ func (s *sandbox) grow(ctx context.Context, p *plan) error {
 		ctx, cancel := context.WithTimeout(ctx, resizeTime)
 		defer cancel()
 		if err := vm.Resize(ctx, hypervisor.Size{VCPUs: p.size.VCPUs, MemoryBytes: has.MemoryBytes}); err != nil {
-			return fmt.Errorf("give the VM what its container needs: %w", err)
+			return fault{fmt.Errorf("give the VM what its container needs: %w", err)}
 		}
 		s.phase("vm_grow", began)
 	}
@@ -325,26 +298,32 @@ func (s *sandbox) grow(ctx context.Context, p *plan) error {
 // adoptVM takes a running VM into the sandbox and begins to serve its guest.
 func (s *sandbox) adoptVM(vm hypervisor.VM) {
 	hr := vm.Record()
+	life, died := context.WithCancel(context.Background())
 	s.mu.Lock()
-	s.vm = vm
+	s.vm, s.life = vm, life
 	s.rec.Pid, s.rec.PidStartTime = int32(hr.PID), hr.StartTime
 	s.rec.MemoryBytes = hr.MemoryBytes // a worker may have died between a change and its record
 	if s.rec.Created == nil {
 		s.rec.Created = timestamppb.Now()
 	}
 	s.mu.Unlock()
-	close(s.launched)
+	if !closed(s.launched) {
+		close(s.launched)
+	}
 	s.serveLinks(vm)
-	s.w.tasks.Go(func() { s.watchVM(vm) })
+	s.w.tasks.Go(func() { s.watchVM(vm, died) })
 }
 
 // awaitReady waits for the agent's first word, for the VM's death or for ctx.
 func (s *sandbox) awaitReady(ctx context.Context, vm hypervisor.VM) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, s.w.cfg.BootTimeout.Duration,
-		fmt.Errorf("nothing heard for %s, which [vm] boot_timeout sets", s.w.cfg.BootTimeout))
+	limit, set := s.patience(ctx), ""
+	if limit == s.w.cfg.BootTimeout.Duration {
+		set = ", which [vm] boot_timeout sets"
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("nothing heard for %s%s", limit, set))
 	defer cancel()
 	select {
-	case <-s.ready:
+	case <-s.answers():
 		return nil
 	case <-vm.Done():
 		return fmt.Errorf("the VM ended before its agent was ready: %s", vm.ExitReason())
@@ -353,6 +332,20 @@ func (s *sandbox) awaitReady(ctx context.Context, vm hypervisor.VM) error {
 		return fmt.Errorf("the agent was not ready in time: %w; last words of the guest's console: %s",
 			context.Cause(ctx), vm.ConsoleTail(consoleWords))
 	}
+}
+
+// answers is closed when the agent of the VM that there is now has been ready.
+func (s *sandbox) answers() chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ready
+}
+
+// lifetime ends with the VM that there is now.
+func (s *sandbox) lifetime() context.Context {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.life
 }
 
 // consoleWords is how much of the guest's console an error carries.

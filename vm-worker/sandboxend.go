@@ -54,14 +54,18 @@ func (s *sandbox) memberList() []*container {
 }
 
 // watchVM waits for the end of the VM and tells everyone who depends on it.
-func (s *sandbox) watchVM(vm hypervisor.VM) {
+func (s *sandbox) watchVM(vm hypervisor.VM, died context.CancelFunc) {
+	defer died()
 	select {
 	case <-vm.Done():
 	case <-s.w.stopping:
 		return // the VM lives on; the next worker adopts it
 	}
-	s.died()
+	died()
 	s.w.budget.gaveBack()
+	if s.outlived() {
+		return
+	}
 	s.endLinks()
 	s.mu.Lock()
 	s.closing = true
@@ -82,6 +86,7 @@ func (s *sandbox) watchVM(vm hypervisor.VM) {
 
 // kill ends the VM, keeping why in the record.
 func (s *sandbox) kill(ctx context.Context, reason string) error {
+	defer s.endTrial(false) // after closing is set: no other VM is wanted any more
 	vm := s.machine()
 	ran := vm != nil && !processGone(vm)
 	s.mu.Lock()

@@ -153,10 +153,9 @@ func (k *stock) say(why string) {
 	k.mu.Unlock()
 }
 
-// start starts one VM and waits until its agent is ready.
-func (k *stock) start(ctx context.Context) (_ *sandbox, err error) {
-	w := k.w
-	base, err := w.base(plainKind)
+// start starts one VM and waits until its agent is ready. When a second one fails too, that is no accident.
+func (k *stock) start(ctx context.Context) (*sandbox, error) {
+	base, err := k.w.base(plainKind)
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +165,18 @@ func (k *stock) start(ctx context.Context) (_ *sandbox, err error) {
 	if base.CgroupProcs, err = k.cgroupProcs(ctx); err != nil {
 		return nil, err
 	}
-	p := &plan{}
+	s, err := k.startFrom(ctx, base)
+	if errors.As(err, new(fault)) && ctx.Err() == nil {
+		k.w.log.Warn("a VM failed on its way into the pool; another is started", "error", err)
+		if s, err = k.startFrom(ctx, base); errors.As(err, new(fault)) {
+			k.templates.distrust(ctx, base.From, err)
+		}
+	}
+	return s, err
+}
+
+func (k *stock) startFrom(ctx context.Context, base hypervisor.Spec) (_ *sandbox, err error) {
+	w, p := k.w, &plan{}
 	s := w.newSandbox(&vmv1.Sandbox{
 		Id: newSandboxID(), Created: timestamppb.Now(), State: "pooled", Origin: "pool",
 		TrustClass: p.trustClass(), Mergeable: p.mergeable(w.cfg.MergeClass),
@@ -196,16 +206,12 @@ func (k *stock) start(ctx context.Context) (_ *sandbox, err error) {
 	began := time.Now()
 	vm, err := w.driver.Start(ctx, base)
 	if err != nil {
-		k.templates.distrust(ctx, base.From, err)
-		return nil, err
+		return nil, fault{err}
 	}
 	k.templates.cloned(base.From)
 	s.adoptVM(vm)
 	if err := s.awaitReady(ctx, vm); err != nil {
-		if ctx.Err() == nil {
-			k.templates.distrust(ctx, base.From, err)
-		}
-		return nil, err
+		return nil, fault{err}
 	}
 	s.phase("pool_ready", began)
 	return s, s.update(ctx, func(rec *vmv1.Sandbox) { rec.Kernel = s.kernel })
@@ -234,8 +240,8 @@ func (k *stock) take(ctx context.Context, p *plan) *sandbox {
 			k.missed++
 			return nil
 		}
-		if !s.unpool() {
-			continue // it is being taken away
+		if !s.takeOut() {
+			continue // it has ended, or is being taken away
 		}
 		k.taken++
 		s.mu.Lock()
@@ -395,15 +401,6 @@ func (w *Worker) describePool(context.Context, *vmv1.PoolRequest) (*vmv1.PoolRep
 	return reply, nil
 }
 
-// useStock finds what a new VM for the plan can be made from. It returns a VM of the pool if there is one. The caller holds w.mu.
-func (w *Worker) useStock(ctx context.Context, p *plan) *sandbox {
-	p.from, p.whyBoot = w.stock.templates.find(ctx, p)
-	if p.from == nil {
-		return nil
-	}
-	return w.stock.take(ctx, p)
-}
-
 // clone is the machine of a VM that continues from the plan's template.
 func (w *Worker) clone(p *plan) (hypervisor.Spec, error) {
 	spec, err := w.base(kindOf(p.labelled()))
@@ -411,8 +408,20 @@ func (w *Worker) clone(p *plan) (hypervisor.Spec, error) {
 	return spec, err
 }
 
-// unpool makes a VM of the pool somebody's, who takes it for a container or takes it away; it is false
-// when it is no more the pool's. The caller holds w.mu.
+// takeOut makes a VM of the pool a container's, on trial. It is false when the VM is no more the pool's, or
+// ends. The caller holds w.mu.
+func (s *sandbox) takeOut() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.pooled || s.closing {
+		return false
+	}
+	s.pooled, s.trial = false, newTrial()
+	return true
+}
+
+// unpool makes a VM of the pool somebody's who takes it away; it is false when it is no more the pool's. The
+// caller holds w.mu.
 func (s *sandbox) unpool() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -25,10 +25,12 @@ import (
 type templating struct {
 	*observed
 
-	mu     sync.Mutex // guards all below
-	parts  string     // what templates are made of
-	broken error      // why none can be made
-	deaf   bool       // VMs cannot be started from one
+	mu     sync.Mutex     // guards all below
+	parts  string         // what templates are made of
+	broken error          // why none can be made
+	deaf   bool           // VMs cannot be started from one
+	spoil  func(*hanging) // does harm to a VM that was started from one; nil: none comes to any
+	broke  error          // why no VM can be started at all
 	made   int
 }
 
@@ -63,12 +65,19 @@ func (d *templating) MakeTemplate(ctx context.Context, s hypervisor.Spec, ready 
 
 func (d *templating) Start(ctx context.Context, s hypervisor.Spec) (hypervisor.VM, error) {
 	d.mu.Lock()
-	deaf := d.deaf
+	deaf, spoil, broke := d.deaf, d.spoil, d.broke
 	d.mu.Unlock()
 	if s.From != nil && deaf {
 		return nil, errors.New("broken for the test")
 	}
-	return d.observed.Start(ctx, s)
+	if broke != nil {
+		return nil, broke
+	}
+	vm, err := d.observed.Start(ctx, s)
+	if err == nil && s.From != nil && spoil != nil {
+		spoil(vm.(*hanging))
+	}
+	return vm, err
 }
 
 func (d *templating) set(change func()) {

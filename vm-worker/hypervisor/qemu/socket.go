@@ -5,7 +5,9 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,10 +19,14 @@ import (
 const maxSocketPath = 107
 
 // listen makes the socket name.sock in dir and returns it as a descriptor to
-// give away. The name stays when the descriptor is closed.
+// give away. The name stays when the descriptor is closed; that of an earlier VM of
+// the directory is replaced.
 func listen(dir, name string) (*os.File, error) {
 	var f *os.File
 	err := withAddress(dir, name, func(address string) error {
+		if err := os.Remove(address); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: address, Net: "unix"})
 		if err != nil {
 			return err

@@ -209,6 +209,35 @@ func TestACloneOutlivesItsTemplateAndItsStarter(t *testing.T) {
 	}
 }
 
+// TestAnotherVMTakesThePlaceOfOneThatHasEnded: in the same directory and under the same name, a clone, another
+// clone, and a VM that boots.
+func TestAnotherVMTakesThePlaceOfOneThatHasEnded(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	s.Dir = filepath.Join(s.Dir, "place")
+	if err := os.Mkdir(s.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, origin := range []hypervisor.Template{from, from, nil} {
+		s.From = origin
+		v, err := d.Start(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { killVM(t, v) })
+		c := connect(t, v)
+		if origin == nil {
+			c.ready()
+		}
+		if got := c.ask("echo hello"); got != "hello" {
+			t.Errorf("the VM answers %q", got)
+		}
+		c.conn.Close()
+		killVM(t, v)
+	}
+}
+
 func TestATemplateOfOtherContentsIsNotUsed(t *testing.T) {
 	t.Parallel()
 	d, s := New(Options{}), templateSpec(t)
