@@ -163,6 +163,39 @@ func (r *rig) vm(id string, pid int, mergeable bool) {
 	}
 }
 
+// One answer of the bus holds some thousands of VMs.
+func TestThousandsOfVMsAreToldOfInParts(t *testing.T) {
+	const count = 3000
+	r := start(t, bustest.Start(t), "observe", "")
+	for i := range count {
+		r.vm(fmt.Sprintf("vm-%0250d", i), os.Getpid(), true)
+	}
+	told, parts := 0, 0
+	end := time.Now().Add(waitTime)
+	for next := ""; told < count && time.Now().Before(end); {
+		ctx, cancel := context.WithDeadline(t.Context(), end)
+		status, err := bus.Call[ksmv1.Status](ctx, r.bus.Conn(), r.bus.Conn().Subject("ksm", "status"), &ksmv1.StatusRequest{After: next})
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range status.Vms {
+			if want := fmt.Sprintf("vm-%0250d", told); v.Sandbox != want {
+				t.Fatalf("told of is %s instead of %s", v.Sandbox, want)
+			}
+			told++
+		}
+		parts++
+		if next = status.Next; next == "" && told < count { // it has not heard of all of them yet
+			told, parts = 0, 0
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	if told != count || parts < 2 {
+		t.Errorf("%d of %d are told of, in %d parts", told, count, parts)
+	}
+}
+
 func (r *rig) gone(id string) {
 	r.t.Helper()
 	if err := r.sandboxes.Delete(r.t.Context(), id); err != nil {

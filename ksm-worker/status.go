@@ -5,7 +5,9 @@ package ksmworker
 
 import (
 	"fmt"
+	"slices"
 
+	"bulkhead/bus"
 	busv1 "bulkhead/proto/bus/v1"
 	ksmv1 "bulkhead/proto/ksm/v1"
 )
@@ -45,8 +47,9 @@ func (c *controller) detail() string {
 	return c.sentence()
 }
 
-// status reads the kernel anew and adds what is decided.
-func (c *controller) status(base *busv1.ServiceStatus) (*ksmv1.Status, error) {
+// status reads the kernel anew and adds what is decided, and what VMs have of it, from the one behind
+// after on.
+func (c *controller) status(base *busv1.ServiceStatus, after string) (*ksmv1.Status, error) {
 	k, err := c.kernel.read()
 	if err != nil {
 		return nil, err
@@ -59,7 +62,15 @@ func (c *controller) status(base *busv1.ServiceStatus) (*ksmv1.Status, error) {
 		Kernel: k, HostSettings: c.governor.saved.Host,
 		MergedBytes: (k.PagesSharing + k.PagesShared + k.KsmZeroPages) * pageSize, SavedBytes: (k.PagesSharing + k.KsmZeroPages) * pageSize,
 		KsmdCpuPercent: c.last.cpu, BudgetPercent: c.last.allowed, MemoryPressure: c.last.seen.pressure,
-		Vms: c.proc.report(c.list(), k),
+	}
+	vms := slices.DeleteFunc(c.list(), func(v vm) bool { return v.sandbox <= after })
+	var part bus.Part
+	for _, v := range c.proc.report(vms, k) {
+		if !part.Holds(v) {
+			s.Next = s.Vms[len(s.Vms)-1].Sandbox
+			break
+		}
+		s.Vms = append(s.Vms, v)
 	}
 	return s, nil
 }

@@ -115,16 +115,16 @@ func serve(ctx context.Context, d Deps, c *controller, wake func()) (*bus.Servic
 	if err != nil {
 		return nil, err
 	}
-	status := func() (*ksmv1.Status, error) { return c.status(svc.Status()) }
+	status := func(after string) (*ksmv1.Status, error) { return c.status(svc.Status(), after) }
 	err = errors.Join(
-		bus.Handle(svc, "status", func(context.Context, *busv1.StatusRequest) (*ksmv1.Status, error) { return status() }),
+		bus.Handle(svc, "status", func(_ context.Context, req *ksmv1.StatusRequest) (*ksmv1.Status, error) { return status(req.After) }),
 		bus.Handle(svc, "set", func(_ context.Context, req *ksmv1.SetRequest) (*ksmv1.SetReply, error) {
 			if err := c.set(req.Mode, req.MaxCpuPercent); err != nil {
 				return nil, err
 			}
 			c.step() // the answer says what came of it
 			wake()   // and the loop has another idea of when to look
-			s, err := status()
+			s, err := status("")
 			return &ksmv1.SetReply{Status: s}, err
 		}),
 		bus.Handle(svc, "kick", func(context.Context, *ksmv1.KickRequest) (*ksmv1.KickReply, error) {

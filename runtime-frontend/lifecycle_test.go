@@ -101,6 +101,11 @@ func TestIDsAreScopedByRoot(t *testing.T) {
 	if r := h.run("list", "-q").succeeds(t); r.stdout != "c1\n" {
 		t.Errorf("list: %q", r.stdout)
 	}
+	h.created("c2", nil)
+	h.created("c3", nil)
+	if r := h.run("list", "-q").succeeds(t); r.stdout != "c1\nc2\nc3\n" {
+		t.Errorf("a list that comes in parts: %q", r.stdout)
+	}
 	if r := h.run("list").succeeds(t); !strings.HasPrefix(r.stdout, "ID ") || !strings.Contains(r.stdout, "created") {
 		t.Errorf("list: %q", r.stdout)
 	}

@@ -35,7 +35,9 @@ var listCommand = command{
 		if err != nil {
 			return err
 		}
-		reply, err := call[vmv1.ListReply](ctx, inv, "list", &vmv1.ListRequest{Root: inv.root})
+		reply, err := vmv1.ListAll(inv.root, func(req *vmv1.ListRequest) (*vmv1.ListReply, error) {
+			return call[vmv1.ListReply](ctx, inv, "list", req)
+		})
 		if err != nil {
 			return err
 		}

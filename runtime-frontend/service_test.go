@@ -6,7 +6,9 @@ package frontend
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -99,12 +101,13 @@ func (h *host) serve() {
 		record, err := h.find(req.GetRef())
 		return &vmv1.StateReply{Container: record}, err
 	})
-	handle(h, "list", func(*vmv1.ListRequest) (*vmv1.ListReply, error) {
-		reply := &vmv1.ListReply{}
-		for _, record := range h.records {
-			reply.Containers = append(reply.Containers, record)
+	handle(h, "list", func(req *vmv1.ListRequest) (*vmv1.ListReply, error) {
+		for _, key := range slices.Sorted(maps.Keys(h.records)) {
+			if key > req.GetAfter() { // one a part
+				return &vmv1.ListReply{Containers: []*vmv1.Container{h.records[key]}, Next: key}, nil
+			}
 		}
-		return reply, nil
+		return &vmv1.ListReply{}, nil
 	})
 	handle(h, "kill", func(req *vmv1.KillRequest) (*vmv1.KillReply, error) {
 		h.kills = append(h.kills, req)

@@ -34,7 +34,9 @@ var statsCommand = command{
 		if err != nil {
 			return err
 		}
-		reply, err := call[vmv1.StatsReply](ctx, inv, "stats", &vmv1.StatsRequest{})
+		reply, err := vmv1.StatsOfAll(func(req *vmv1.StatsRequest) (*vmv1.StatsReply, error) {
+			return call[vmv1.StatsReply](ctx, inv, "stats", req)
+		})
 		if err != nil {
 			return err
 		}

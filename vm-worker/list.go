@@ -7,6 +7,10 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"bulkhead/bus"
 	vmv1 "bulkhead/proto/vm/v1"
@@ -24,32 +28,74 @@ func (w *Worker) state(_ context.Context, req *vmv1.StateRequest) (*vmv1.StateRe
 }
 
 func (w *Worker) list(_ context.Context, req *vmv1.ListRequest) (*vmv1.ListReply, error) {
-	w.mu.Lock()
-	containers := make([]*container, 0, len(w.containers))
-	for _, c := range w.containers {
-		containers = append(containers, c)
+	after, err := parsePosition(req.After)
+	if err != nil {
+		return nil, err
 	}
-	w.mu.Unlock()
-	reply := &vmv1.ListReply{}
-	seen := map[*sandbox]bool{}
-	for _, c := range containers {
+	type row struct {
+		place position
+		rec   *vmv1.Container
+		sb    *sandbox
+	}
+	var rows []row
+	for _, c := range w.containerList() {
 		rec := c.snapshot()
-		if req.Root != "" && rec.Ref.Root != req.Root {
-			continue
-		}
-		reply.Containers = append(reply.Containers, rec)
-		if !seen[c.sb] {
-			seen[c.sb] = true
-			reply.Sandboxes = append(reply.Sandboxes, c.sb.record())
+		if at := positionOf(rec); (req.Root == "" || rec.Ref.Root == req.Root) && at.compare(after) > 0 {
+			rows = append(rows, row{at, rec, c.sb})
 		}
 	}
-	slices.SortFunc(reply.Containers, func(a, b *vmv1.Container) int {
-		return cmp.Or(a.Created.AsTime().Compare(b.Created.AsTime()), cmp.Compare(a.Key, b.Key))
-	})
+	slices.SortFunc(rows, func(a, b row) int { return a.place.compare(b.place) })
+	reply, part := &vmv1.ListReply{}, bus.Part{}
+	told := map[*sandbox]bool{}
+	for i, r := range rows {
+		records := []proto.Message{r.rec}
+		var sb *vmv1.Sandbox
+		if !told[r.sb] {
+			sb = r.sb.record()
+			records = append(records, sb)
+		}
+		if !part.Holds(records...) {
+			reply.Next = rows[i-1].place.String()
+			break
+		}
+		reply.Containers = append(reply.Containers, r.rec)
+		if sb != nil {
+			told[r.sb] = true
+			reply.Sandboxes = append(reply.Sandboxes, sb)
+		}
+	}
 	slices.SortFunc(reply.Sandboxes, func(a, b *vmv1.Sandbox) int {
 		return cmp.Or(a.Created.AsTime().Compare(b.Created.AsTime()), cmp.Compare(a.Id, b.Id))
 	})
 	return reply, nil
+}
+
+// position is where a container stands in the list, also when it is there no more: the oldest
+// is first.
+type position struct {
+	created time.Time
+	key     string
+}
+
+func positionOf(rec *vmv1.Container) position { return position{rec.Created.AsTime(), rec.Key} }
+
+func (p position) compare(q position) int {
+	return cmp.Or(p.created.Compare(q.created), cmp.Compare(p.key, q.key))
+}
+
+// String is what a caller brings back to have the list go on.
+func (p position) String() string { return p.created.UTC().Format(time.RFC3339Nano) + "/" + p.key }
+
+func parsePosition(text string) (position, error) {
+	if text == "" {
+		return position{}, nil // before all others
+	}
+	created, key, _ := strings.Cut(text, "/")
+	at, err := time.Parse(time.RFC3339Nano, created)
+	if err != nil || key == "" {
+		return position{}, bus.Errorf(bus.InvalidArgument, "the list cannot go on after %q: give what the answer before named as next, or nothing", text)
+	}
+	return position{at, key}, nil
 }
 
 // processes names the relays of a container, init first.

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"bulkhead/bus"
 	agentv1 "bulkhead/proto/agent/v1"
 	vmv1 "bulkhead/proto/vm/v1"
 )
@@ -25,16 +26,10 @@ const (
 	guestTime = 2 * time.Second
 )
 
-// memoryOfAll is what every VM costs, and the sum.
-func (w *Worker) memoryOfAll(ctx context.Context) (*vmv1.StatsReply, error) {
-	w.mu.Lock()
-	var running []*sandbox
-	for _, s := range w.sandboxes {
-		if s.living() != nil {
-			running = append(running, s)
-		}
-	}
-	w.mu.Unlock()
+// memoryOfAll is what every VM costs, and the sum. With more VMs than one answer holds, the first
+// has the sum of all, and those that follow look only at the VMs that are still to be told of.
+func (w *Worker) memoryOfAll(ctx context.Context, after string) (*vmv1.StatsReply, error) {
+	running := slices.DeleteFunc(w.sandboxList(), func(s *sandbox) bool { return s.living() == nil || s.id <= after })
 	slices.SortFunc(running, func(a, b *sandbox) int { return strings.Compare(a.id, b.id) })
 	all := make([]*vmv1.VMMemory, len(running))
 	var group errgroup.Group
@@ -55,19 +50,34 @@ func (w *Worker) memoryOfAll(ctx context.Context) (*vmv1.StatsReply, error) {
 		})
 	}
 	_ = group.Wait() // none fails
-	reply := &vmv1.StatsReply{Total: &vmv1.VMMemory{Sandbox: "total"}}
-	for _, m := range all {
-		if m != nil {
-			reply.Vms = append(reply.Vms, m)
-			addMemory(reply.Total, m)
-		}
-	}
+	reply := tellMemory(all, after == "")
 	host, err := readFields("/proc/meminfo")
 	if err != nil {
 		return nil, err
 	}
 	reply.HostTotalBytes, reply.HostAvailableBytes = host["MemTotal"], host["MemAvailable"]
 	return reply, nil
+}
+
+// tellMemory tells of as many VMs as one answer holds, and of the sum of all. Those that have ended are nil.
+func tellMemory(all []*vmv1.VMMemory, sum bool) *vmv1.StatsReply {
+	reply, part := &vmv1.StatsReply{}, bus.Part{}
+	total := &vmv1.VMMemory{Sandbox: "total"}
+	for _, m := range all {
+		switch {
+		case m == nil:
+			continue
+		case reply.Next == "" && part.Holds(m):
+			reply.Vms = append(reply.Vms, m)
+		case reply.Next == "":
+			reply.Next = reply.Vms[len(reply.Vms)-1].Sandbox
+		}
+		addMemory(total, m)
+	}
+	if sum {
+		reply.Total = total
+	}
+	return reply
 }
 
 // memory is what the sandbox's VM costs, as the host sees it.

@@ -4,10 +4,58 @@
 package vmworker
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	vmv1 "bulkhead/proto/vm/v1"
 )
+
+func TestTheMemoryOfThousandsOfVMsIsToldInParts(t *testing.T) {
+	t.Parallel()
+	const count = 2000
+	all := make([]*vmv1.VMMemory, count)
+	for i := range all {
+		if i%100 == 7 {
+			continue // it has ended meanwhile
+		}
+		n := uint64(1<<33 + i)
+		all[i] = &vmv1.VMMemory{
+			Sandbox: fmt.Sprintf("vm-%010d", i), Pid: 1 << 20, Containers: []string{fmt.Sprintf("%064d", i)}, CostBytes: n, RssBytes: n, PssBytes: n,
+			PrivateBytes: n, TemplateSharedBytes: n, KsmMergedBytes: n, KsmSavedBytes: n, PageTablesBytes: n, RelaysPssBytes: n,
+			GuestTotalBytes: n, GuestAvailableBytes: n, GuestUsedBytes: n, TrustClass: "class", Mergeable: true, AnonymousBytes: n,
+		}
+	}
+	parts := 0
+	whole, err := vmv1.StatsOfAll(func(req *vmv1.StatsRequest) (*vmv1.StatsReply, error) {
+		parts++
+		left := all
+		for len(left) > 0 && req.After != "" && (left[0] == nil || left[0].Sandbox <= req.After) {
+			left = left[1:]
+		}
+		reply := tellMemory(left, req.After == "")
+		if text, err := protojson.Marshal(reply); err != nil || len(text) >= 1<<20 {
+			t.Errorf("an answer of %d VMs has %d bytes: %v", len(reply.Vms), len(text), err)
+		}
+		return reply, nil
+	})
+	if err != nil || len(whole.Vms) != count-count/100 || parts < 2 {
+		t.Fatalf("%d VMs are told of in %d parts: %v", len(whole.Vms), parts, err)
+	}
+	var sum uint64
+	for i, m := range whole.Vms {
+		sum += m.CostBytes
+		if i > 0 && m.Sandbox <= whole.Vms[i-1].Sandbox {
+			t.Errorf("%s comes after %s", m.Sandbox, whole.Vms[i-1].Sandbox)
+		}
+	}
+	if whole.Total.GetCostBytes() != sum || whole.Next != "" {
+		t.Errorf("they cost %d, and the sum is said to be %d; the whole goes on after %q", sum, whole.Total.GetCostBytes(), whole.Next)
+	}
+}
 
 // TestTemplateSharedCountsOnlyGuestMemoryThatIsStillTheTemplates by maps as the kernel writes them.
 func TestTemplateSharedCountsOnlyGuestMemoryThatIsStillTheTemplates(t *testing.T) {

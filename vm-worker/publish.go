@@ -67,22 +67,12 @@ func (w *Worker) keepPublished() {
 // publishAll writes every record anew and withdraws those that speak of nothing.
 // Records that still cannot be published are noted as before.
 func (w *Worker) publishAll(ctx context.Context) error {
-	w.mu.Lock()
-	containers := make([]*container, 0, len(w.containers))
-	for _, c := range w.containers {
-		containers = append(containers, c)
-	}
-	sandboxes := make([]*sandbox, 0, len(w.sandboxes))
-	for _, s := range w.sandboxes {
-		sandboxes = append(sandboxes, s)
-	}
-	w.mu.Unlock()
-	for _, c := range containers {
+	for _, c := range w.containerList() {
 		if err := c.set(ctx, func(*vmv1.Container) {}); err != nil {
 			w.log.Error("container record not written", "container", c.rec.Ref.Id, "error", err)
 		}
 	}
-	for _, s := range sandboxes {
+	for _, s := range w.sandboxList() {
 		if err := s.update(ctx, func(*vmv1.Sandbox) {}); err != nil {
 			w.log.Error("sandbox record not written", "sandbox", s.id, "error", err)
 		}

@@ -17,7 +17,7 @@ import (
 // container itself as its guest sees it.
 func (w *Worker) stats(ctx context.Context, req *vmv1.StatsRequest) (*vmv1.StatsReply, error) {
 	if req.GetRef().GetId() == "" && req.GetRef().GetRoot() == "" {
-		return w.memoryOfAll(ctx)
+		return w.memoryOfAll(ctx, req.After)
 	}
 	c, err := w.find(req.Ref)
 	if err != nil {

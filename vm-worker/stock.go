@@ -18,6 +18,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"bulkhead/bus"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hostcgroup"
 	"bulkhead/vm-worker/hypervisor"
@@ -383,7 +384,7 @@ func (k *stock) removeCgroup(ctx context.Context, cgroup *hostcgroup.Cgroup) err
 }
 
 // describe answers vm.pool.
-func (w *Worker) describePool(context.Context, *vmv1.PoolRequest) (*vmv1.PoolReply, error) {
+func (w *Worker) describePool(_ context.Context, req *vmv1.PoolRequest) (*vmv1.PoolReply, error) {
 	k := w.stock
 	k.mu.Lock()
 	reply := &vmv1.PoolReply{
@@ -394,10 +395,20 @@ func (w *Worker) describePool(context.Context, *vmv1.PoolRequest) (*vmv1.PoolRep
 	if reply.Waiting == "" && k.templates.driver == nil {
 		reply.Waiting = k.templates.why
 	}
-	for _, s := range pool {
-		reply.Sandboxes = append(reply.Sandboxes, s.record())
-	}
 	reply.Templates = k.templates.describe()
+	slices.SortFunc(pool, func(a, b *sandbox) int { return strings.Compare(a.id, b.id) })
+	var part bus.Part
+	for _, s := range pool {
+		if s.id <= req.After {
+			continue
+		}
+		rec := s.record()
+		if !part.Holds(rec) {
+			reply.Next = reply.Sandboxes[len(reply.Sandboxes)-1].Id
+			break
+		}
+		reply.Sandboxes = append(reply.Sandboxes, rec)
+	}
 	return reply, nil
 }
 

@@ -191,19 +191,20 @@ func (w *Worker) sandboxList() []*sandbox {
 	return slices.Collect(maps.Values(w.sandboxes))
 }
 
+// containerList is likewise.
+func (w *Worker) containerList() []*container {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Values(w.containers))
+}
+
 // close lets go of everything and leaves the VMs running.
 func (w *Worker) close() {
 	w.endLife()
 	w.stopHandover()
 	w.stock.close()
 	sandboxes := w.sandboxList()
-	w.mu.Lock()
-	containers := make([]*container, 0, len(w.containers))
-	for _, c := range w.containers {
-		containers = append(containers, c)
-	}
-	w.mu.Unlock()
-	for _, c := range containers { // ends the waits of watchers
+	for _, c := range w.containerList() { // ends the waits of watchers
 		c.releaseRelays()
 	}
 	for _, s := range sandboxes {

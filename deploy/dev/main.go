@@ -110,7 +110,9 @@ func endContainers(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close()
-	list, err := bus.Call[vmv1.ListReply](ctx, conn, conn.Subject("vm", "list"), &vmv1.ListRequest{})
+	list, err := vmv1.ListAll("", func(req *vmv1.ListRequest) (*vmv1.ListReply, error) {
+		return bus.Call[vmv1.ListReply](ctx, conn, conn.Subject("vm", "list"), req)
+	})
 	if err != nil {
 		return err
 	}

@@ -257,14 +257,12 @@ func (s *Service) list(_ context.Context, req *netv1.ListRequest) (*netv1.ListRe
 		}
 		all = all[i+1:]
 	}
-	reply := &netv1.ListReply{Attachments: all}
-	size := 0
+	reply, part := &netv1.ListReply{Attachments: all}, bus.Part{}
 	for i, a := range all {
-		if size > mostTold {
+		if !part.Holds(a) {
 			reply.Attachments, reply.Next = all[:i], all[i-1].Sandbox
 			break
 		}
-		size += proto.Size(a)
 	}
 	return reply, nil
 }

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"google.golang.org/protobuf/proto"
 
 	"bulkhead/bus"
 	netv1 "bulkhead/proto/net/v1"
@@ -26,13 +27,25 @@ func (s *Service) stats(ctx context.Context, req *netv1.StatsRequest) (*netv1.St
 	}
 	all := s.all()
 	slices.SortFunc(all, func(a, b *netv1.Attachment) int { return cmp.Compare(a.Sandbox, b.Sandbox) })
+	var part bus.Part
 	for _, a := range all {
+		if a.Sandbox <= req.After {
+			continue
+		}
 		nics, err := s.statsOf(ctx, a.Sandbox)
 		if bus.ReasonOf(err) == bus.NotFound {
 			continue // it went meanwhile
 		}
 		if err != nil {
 			return nil, err
+		}
+		records := make([]proto.Message, len(nics))
+		for i, n := range nics {
+			records[i] = n
+		}
+		if !part.Holds(records...) { // what one sandbox has is not torn apart
+			reply.Next = reply.Nics[len(reply.Nics)-1].Sandbox
+			break
 		}
 		reply.Nics = append(reply.Nics, nics...)
 	}

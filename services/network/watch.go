@@ -10,8 +10,8 @@ import (
 	"sync"
 
 	"github.com/nats-io/nuid"
-	"google.golang.org/protobuf/proto"
 
+	"bulkhead/bus"
 	netv1 "bulkhead/proto/net/v1"
 )
 
@@ -81,10 +81,6 @@ type change struct {
 	at      uint64
 }
 
-// mostTold is how much one answer holds. The bus takes a MiB, and JSON is some times as
-// large.
-const mostTold = 200 << 10
-
 // since tells what changed after a revision of an epoch, or everything to those
 // that know another epoch. wake is closed at the next change.
 func (f *feed) since(epoch string, after uint64, sandbox string) (reply *netv1.WatchReply, changed []change, news bool, wake <-chan struct{}) {
@@ -129,19 +125,28 @@ func (s *Service) watch(ctx context.Context, req *netv1.WatchRequest) (*netv1.Wa
 
 // fill tells of what changed, in that order, as far as it fits.
 func (s *Service) fill(reply *netv1.WatchReply, changed []change) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	size := 0
+	var part bus.Part
 	for i, c := range changed {
-		if size > mostTold {
+		shown := s.shown(c.sandbox)
+		switch {
+		case shown == nil:
+		case part.Holds(shown):
+			reply.Attachments = append(reply.Attachments, shown)
+		default:
 			reply.More, reply.Revision = true, changed[i-1].at
 			return
 		}
-		if a := s.attachments[c.sandbox]; a != nil && a.shown != nil {
-			reply.Attachments = append(reply.Attachments, a.shown)
-			size += proto.Size(a.shown)
-		}
 	}
+}
+
+// shown is what others see of a sandbox's attachment; nil when there is none.
+func (s *Service) shown(sandbox string) *netv1.Attachment {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if a := s.attachments[sandbox]; a != nil {
+		return a.shown
+	}
+	return nil
 }
 
 // pokeListeners has the listeners of a sandbox read again. Whoever watches all

@@ -15,11 +15,17 @@ import (
 	netv1 "bulkhead/proto/net/v1"
 )
 
+// unspoofed is a guard whose checks drop nothing.
+type unspoofed struct{ Guard }
+
+func (unspoofed) Spoofed(Guarded) (uint64, error) { return 0, nil }
+
 // The bus takes a MiB, and a host may have more VMs than that tells of.
 func TestWhatThousandsOfVMsHaveIsToldInParts(t *testing.T) {
 	t.Parallel()
 	const count = 3000
-	s := &Service{attachments: map[string]*attachment{}, feed: newFeed()}
+	s := &Service{attachments: map[string]*attachment{}, feed: newFeed(), guard: unspoofed{}}
+	ns := newSpace(t).open()
 	for i := range count {
 		id := fmt.Sprintf("vm-%064d", i)
 		network := &netv1.Network{}
@@ -30,7 +36,11 @@ func TestWhatThousandsOfVMsHaveIsToldInParts(t *testing.T) {
 			})
 			network.Routes = append(network.Routes, &netv1.Route{Destination: "0.0.0.0/0", Gateway: "172.17.0.1", Link: fmt.Sprintf("nic%d", n), Scope: "global", Type: "unicast", Protocol: "boot", Table: 254})
 		}
-		s.attachments[id] = &attachment{sandbox: id, shown: &netv1.Attachment{Sandbox: id, Network: network, State: stateAttached, Attached: timestamppb.New(time.Unix(int64(i), 0))}}
+		record := &netv1.Attachment{
+			Sandbox: id, Network: network, State: stateAttached, Attached: timestamppb.New(time.Unix(int64(i), 0)),
+			Nics: []*netv1.Nic{{Link: "nic0", Device: "lo"}}, // which every namespace has
+		}
+		s.attachments[id] = &attachment{sandbox: id, op: make(chan struct{}, 1), ns: ns, record: record, shown: record}
 		s.feed.changed(id)
 	}
 	fits := func(reply interface{ GetAttachments() []*netv1.Attachment }, text []byte, err error) {
@@ -78,5 +88,26 @@ func TestWhatThousandsOfVMsHaveIsToldInParts(t *testing.T) {
 	}
 	if listed != count {
 		t.Errorf("%d of %d are listed", listed, count)
+	}
+	counted := 0
+	for ask, more := (&netv1.StatsRequest{}), true; more; {
+		reply, err := s.stats(context.Background(), ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := protojson.Marshal(reply)
+		if err != nil || len(text) >= 1<<20 || len(reply.Nics) == 0 {
+			t.Fatalf("an answer of %d cards has %d bytes: %v", len(reply.Nics), len(text), err)
+		}
+		for _, n := range reply.Nics {
+			if want := fmt.Sprintf("vm-%064d", counted); n.Sandbox != want {
+				t.Fatalf("counted is %s instead of %s", n.Sandbox, want)
+			}
+			counted++
+		}
+		more, ask.After = reply.Next != "", reply.Next
+	}
+	if counted != count {
+		t.Errorf("the packets of %d of %d are counted", counted, count)
 	}
 }

@@ -269,6 +269,52 @@ func (x *KernelStateReply) GetState() *KernelState {
 	return nil
 }
 
+// StatusRequest is answered with as many VMs as fit into one answer, in the order of their names; the
+// others come when it is asked again, after the sandbox that the answer names as next.
+type StatusRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         string                 `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatusRequest) Reset() {
+	*x = StatusRequest{}
+	mi := &file_ksm_v1_ksm_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatusRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatusRequest) ProtoMessage() {}
+
+func (x *StatusRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ksm_v1_ksm_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
+func (*StatusRequest) Descriptor() ([]byte, []int) {
+	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StatusRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 // Status is what "status" answers. Its first fields are those of
 // bulkhead.bus.v1.ServiceStatus, so it can be read as one.
 type Status struct {
@@ -292,13 +338,14 @@ type Status struct {
 	BudgetPercent  float64                `protobuf:"fixed64,29,opt,name=budget_percent,json=budgetPercent,proto3" json:"budget_percent,omitempty"`                                                                      // what ksmd may use now
 	MemoryPressure float64                `protobuf:"fixed64,30,opt,name=memory_pressure,json=memoryPressure,proto3" json:"memory_pressure,omitempty"`                                                                   // 0 none to 1
 	Vms            []*VM                  `protobuf:"bytes,31,rep,name=vms,proto3" json:"vms,omitempty"`                                                                                                                 // that may be merged
+	Next           string                 `protobuf:"bytes,32,opt,name=next,proto3" json:"next,omitempty"`                                                                                                               // the list of them goes on after this one; empty: this was all
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_ksm_v1_ksm_proto_msgTypes[3]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -310,7 +357,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_ksm_v1_ksm_proto_msgTypes[3]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -323,7 +370,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{3}
+	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Status) GetService() string {
@@ -459,6 +506,13 @@ func (x *Status) GetVms() []*VM {
 	return nil
 }
 
+func (x *Status) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
 // VM is what merging does for one VM.
 type VM struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -474,7 +528,7 @@ type VM struct {
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_ksm_v1_ksm_proto_msgTypes[4]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -486,7 +540,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_ksm_v1_ksm_proto_msgTypes[4]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -499,7 +553,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{4}
+	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *VM) GetSandbox() string {
@@ -555,7 +609,7 @@ type SetRequest struct {
 
 func (x *SetRequest) Reset() {
 	*x = SetRequest{}
-	mi := &file_ksm_v1_ksm_proto_msgTypes[5]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +621,7 @@ func (x *SetRequest) String() string {
 func (*SetRequest) ProtoMessage() {}
 
 func (x *SetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ksm_v1_ksm_proto_msgTypes[5]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +634,7 @@ func (x *SetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetRequest.ProtoReflect.Descriptor instead.
 func (*SetRequest) Descriptor() ([]byte, []int) {
-	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{5}
+	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SetRequest) GetMode() string {
@@ -606,7 +660,7 @@ type SetReply struct {
 
 func (x *SetReply) Reset() {
 	*x = SetReply{}
-	mi := &file_ksm_v1_ksm_proto_msgTypes[6]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -618,7 +672,7 @@ func (x *SetReply) String() string {
 func (*SetReply) ProtoMessage() {}
 
 func (x *SetReply) ProtoReflect() protoreflect.Message {
-	mi := &file_ksm_v1_ksm_proto_msgTypes[6]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -631,7 +685,7 @@ func (x *SetReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetReply.ProtoReflect.Descriptor instead.
 func (*SetReply) Descriptor() ([]byte, []int) {
-	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{6}
+	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SetReply) GetStatus() *Status {
@@ -650,7 +704,7 @@ type KickRequest struct {
 
 func (x *KickRequest) Reset() {
 	*x = KickRequest{}
-	mi := &file_ksm_v1_ksm_proto_msgTypes[7]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -662,7 +716,7 @@ func (x *KickRequest) String() string {
 func (*KickRequest) ProtoMessage() {}
 
 func (x *KickRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ksm_v1_ksm_proto_msgTypes[7]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -675,7 +729,7 @@ func (x *KickRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KickRequest.ProtoReflect.Descriptor instead.
 func (*KickRequest) Descriptor() ([]byte, []int) {
-	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{7}
+	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{8}
 }
 
 type KickReply struct {
@@ -687,7 +741,7 @@ type KickReply struct {
 
 func (x *KickReply) Reset() {
 	*x = KickReply{}
-	mi := &file_ksm_v1_ksm_proto_msgTypes[8]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -699,7 +753,7 @@ func (x *KickReply) String() string {
 func (*KickReply) ProtoMessage() {}
 
 func (x *KickReply) ProtoReflect() protoreflect.Message {
-	mi := &file_ksm_v1_ksm_proto_msgTypes[8]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -712,7 +766,7 @@ func (x *KickReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KickReply.ProtoReflect.Descriptor instead.
 func (*KickReply) Descriptor() ([]byte, []int) {
-	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{8}
+	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *KickReply) GetPhase() string {
@@ -731,7 +785,7 @@ type HistoryRequest struct {
 
 func (x *HistoryRequest) Reset() {
 	*x = HistoryRequest{}
-	mi := &file_ksm_v1_ksm_proto_msgTypes[9]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -743,7 +797,7 @@ func (x *HistoryRequest) String() string {
 func (*HistoryRequest) ProtoMessage() {}
 
 func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ksm_v1_ksm_proto_msgTypes[9]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -756,7 +810,7 @@ func (x *HistoryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryRequest.ProtoReflect.Descriptor instead.
 func (*HistoryRequest) Descriptor() ([]byte, []int) {
-	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{9}
+	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HistoryRequest) GetLast() int32 {
@@ -775,7 +829,7 @@ type HistoryReply struct {
 
 func (x *HistoryReply) Reset() {
 	*x = HistoryReply{}
-	mi := &file_ksm_v1_ksm_proto_msgTypes[10]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -787,7 +841,7 @@ func (x *HistoryReply) String() string {
 func (*HistoryReply) ProtoMessage() {}
 
 func (x *HistoryReply) ProtoReflect() protoreflect.Message {
-	mi := &file_ksm_v1_ksm_proto_msgTypes[10]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -800,7 +854,7 @@ func (x *HistoryReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HistoryReply.ProtoReflect.Descriptor instead.
 func (*HistoryReply) Descriptor() ([]byte, []int) {
-	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{10}
+	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HistoryReply) GetSamples() []*Sample {
@@ -833,7 +887,7 @@ type Sample struct {
 
 func (x *Sample) Reset() {
 	*x = Sample{}
-	mi := &file_ksm_v1_ksm_proto_msgTypes[11]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +899,7 @@ func (x *Sample) String() string {
 func (*Sample) ProtoMessage() {}
 
 func (x *Sample) ProtoReflect() protoreflect.Message {
-	mi := &file_ksm_v1_ksm_proto_msgTypes[11]
+	mi := &file_ksm_v1_ksm_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +912,7 @@ func (x *Sample) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sample.ProtoReflect.Descriptor instead.
 func (*Sample) Descriptor() ([]byte, []int) {
-	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{11}
+	return file_ksm_v1_ksm_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Sample) GetTime() *timestamppb.Timestamp {
@@ -985,7 +1039,9 @@ const file_ksm_v1_ksm_proto_rawDesc = "" +
 	"\fadvisor_mode\x18\x0f \x01(\tR\vadvisorMode\"\x14\n" +
 	"\x12KernelStateRequest\"F\n" +
 	"\x10KernelStateReply\x122\n" +
-	"\x05state\x18\x01 \x01(\v2\x1c.bulkhead.ksm.v1.KernelStateR\x05state\"\xd2\x05\n" +
+	"\x05state\x18\x01 \x01(\v2\x1c.bulkhead.ksm.v1.KernelStateR\x05state\"%\n" +
+	"\rStatusRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\tR\x05after\"\xe6\x05\n" +
 	"\x06Status\x12\x18\n" +
 	"\aservice\x18\x01 \x01(\tR\aservice\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x12\n" +
@@ -1006,7 +1062,8 @@ const file_ksm_v1_ksm_proto_rawDesc = "" +
 	"\x10ksmd_cpu_percent\x18\x1c \x01(\x01R\x0eksmdCpuPercent\x12%\n" +
 	"\x0ebudget_percent\x18\x1d \x01(\x01R\rbudgetPercent\x12'\n" +
 	"\x0fmemory_pressure\x18\x1e \x01(\x01R\x0ememoryPressure\x12%\n" +
-	"\x03vms\x18\x1f \x03(\v2\x13.bulkhead.ksm.v1.VMR\x03vms\x1a?\n" +
+	"\x03vms\x18\x1f \x03(\v2\x13.bulkhead.ksm.v1.VMR\x03vms\x12\x12\n" +
+	"\x04next\x18  \x01(\tR\x04next\x1a?\n" +
 	"\x11HostSettingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb6\x01\n" +
@@ -1063,34 +1120,35 @@ func file_ksm_v1_ksm_proto_rawDescGZIP() []byte {
 	return file_ksm_v1_ksm_proto_rawDescData
 }
 
-var file_ksm_v1_ksm_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_ksm_v1_ksm_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_ksm_v1_ksm_proto_goTypes = []any{
 	(*KernelState)(nil),           // 0: bulkhead.ksm.v1.KernelState
 	(*KernelStateRequest)(nil),    // 1: bulkhead.ksm.v1.KernelStateRequest
 	(*KernelStateReply)(nil),      // 2: bulkhead.ksm.v1.KernelStateReply
-	(*Status)(nil),                // 3: bulkhead.ksm.v1.Status
-	(*VM)(nil),                    // 4: bulkhead.ksm.v1.VM
-	(*SetRequest)(nil),            // 5: bulkhead.ksm.v1.SetRequest
-	(*SetReply)(nil),              // 6: bulkhead.ksm.v1.SetReply
-	(*KickRequest)(nil),           // 7: bulkhead.ksm.v1.KickRequest
-	(*KickReply)(nil),             // 8: bulkhead.ksm.v1.KickReply
-	(*HistoryRequest)(nil),        // 9: bulkhead.ksm.v1.HistoryRequest
-	(*HistoryReply)(nil),          // 10: bulkhead.ksm.v1.HistoryReply
-	(*Sample)(nil),                // 11: bulkhead.ksm.v1.Sample
-	nil,                           // 12: bulkhead.ksm.v1.Status.HostSettingsEntry
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*StatusRequest)(nil),         // 3: bulkhead.ksm.v1.StatusRequest
+	(*Status)(nil),                // 4: bulkhead.ksm.v1.Status
+	(*VM)(nil),                    // 5: bulkhead.ksm.v1.VM
+	(*SetRequest)(nil),            // 6: bulkhead.ksm.v1.SetRequest
+	(*SetReply)(nil),              // 7: bulkhead.ksm.v1.SetReply
+	(*KickRequest)(nil),           // 8: bulkhead.ksm.v1.KickRequest
+	(*KickReply)(nil),             // 9: bulkhead.ksm.v1.KickReply
+	(*HistoryRequest)(nil),        // 10: bulkhead.ksm.v1.HistoryRequest
+	(*HistoryReply)(nil),          // 11: bulkhead.ksm.v1.HistoryReply
+	(*Sample)(nil),                // 12: bulkhead.ksm.v1.Sample
+	nil,                           // 13: bulkhead.ksm.v1.Status.HostSettingsEntry
+	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
 }
 var file_ksm_v1_ksm_proto_depIdxs = []int32{
 	0,  // 0: bulkhead.ksm.v1.KernelStateReply.state:type_name -> bulkhead.ksm.v1.KernelState
-	13, // 1: bulkhead.ksm.v1.Status.started:type_name -> google.protobuf.Timestamp
+	14, // 1: bulkhead.ksm.v1.Status.started:type_name -> google.protobuf.Timestamp
 	0,  // 2: bulkhead.ksm.v1.Status.kernel:type_name -> bulkhead.ksm.v1.KernelState
-	12, // 3: bulkhead.ksm.v1.Status.host_settings:type_name -> bulkhead.ksm.v1.Status.HostSettingsEntry
-	4,  // 4: bulkhead.ksm.v1.Status.vms:type_name -> bulkhead.ksm.v1.VM
-	3,  // 5: bulkhead.ksm.v1.SetReply.status:type_name -> bulkhead.ksm.v1.Status
-	11, // 6: bulkhead.ksm.v1.HistoryReply.samples:type_name -> bulkhead.ksm.v1.Sample
-	13, // 7: bulkhead.ksm.v1.Sample.time:type_name -> google.protobuf.Timestamp
-	14, // 8: bulkhead.ksm.v1.Sample.interval:type_name -> google.protobuf.Duration
+	13, // 3: bulkhead.ksm.v1.Status.host_settings:type_name -> bulkhead.ksm.v1.Status.HostSettingsEntry
+	5,  // 4: bulkhead.ksm.v1.Status.vms:type_name -> bulkhead.ksm.v1.VM
+	4,  // 5: bulkhead.ksm.v1.SetReply.status:type_name -> bulkhead.ksm.v1.Status
+	12, // 6: bulkhead.ksm.v1.HistoryReply.samples:type_name -> bulkhead.ksm.v1.Sample
+	14, // 7: bulkhead.ksm.v1.Sample.time:type_name -> google.protobuf.Timestamp
+	15, // 8: bulkhead.ksm.v1.Sample.interval:type_name -> google.protobuf.Duration
 	9,  // [9:9] is the sub-list for method output_type
 	9,  // [9:9] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
@@ -1109,7 +1167,7 @@ func file_ksm_v1_ksm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ksm_v1_ksm_proto_rawDesc), len(file_ksm_v1_ksm_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

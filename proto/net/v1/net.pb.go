@@ -1879,9 +1879,12 @@ func (x *WatchReply) GetMore() bool {
 	return false
 }
 
+// StatsRequest without a sandbox asks for all, in the order of their names. What does not fit into one
+// answer comes when it is asked again, after the sandbox that the answer names as next.
 type StatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sandbox       string                 `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
+	After         string                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1923,9 +1926,17 @@ func (x *StatsRequest) GetSandbox() string {
 	return ""
 }
 
+func (x *StatsRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type StatsReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Nics          []*NicStats            `protobuf:"bytes,1,rep,name=nics,proto3" json:"nics,omitempty"`
+	Next          string                 `protobuf:"bytes,2,opt,name=next,proto3" json:"next,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1965,6 +1976,13 @@ func (x *StatsReply) GetNics() []*NicStats {
 		return x.Nics
 	}
 	return nil
+}
+
+func (x *StatsReply) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
 }
 
 // NicStats counts as the VM sees it: rx is what it received.
@@ -2244,12 +2262,14 @@ const file_net_v1_net_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x04R\brevision\x12=\n" +
 	"\vattachments\x18\x03 \x03(\v2\x1b.bulkhead.net.v1.AttachmentR\vattachments\x12\x1a\n" +
 	"\bdetached\x18\x04 \x03(\tR\bdetached\x12\x12\n" +
-	"\x04more\x18\x05 \x01(\bR\x04more\"(\n" +
+	"\x04more\x18\x05 \x01(\bR\x04more\">\n" +
 	"\fStatsRequest\x12\x18\n" +
-	"\asandbox\x18\x01 \x01(\tR\asandbox\";\n" +
+	"\asandbox\x18\x01 \x01(\tR\asandbox\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"O\n" +
 	"\n" +
 	"StatsReply\x12-\n" +
-	"\x04nics\x18\x01 \x03(\v2\x19.bulkhead.net.v1.NicStatsR\x04nics\"\x98\x02\n" +
+	"\x04nics\x18\x01 \x03(\v2\x19.bulkhead.net.v1.NicStatsR\x04nics\x12\x12\n" +
+	"\x04next\x18\x02 \x01(\tR\x04next\"\x98\x02\n" +
 	"\bNicStats\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\x12\x12\n" +
 	"\x04link\x18\x02 \x01(\tR\x04link\x12\x12\n" +

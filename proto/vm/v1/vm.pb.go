@@ -1708,10 +1708,13 @@ func (x *StateReply) GetContainer() *Container {
 	return nil
 }
 
-// ListRequest asks for containers and VMs. An empty root lists every root.
+// ListRequest asks for containers, the oldest first, and their VMs. An empty root lists
+// every root. What does not fit into one answer comes when it is asked again with what
+// the answer names as next.
 type ListRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Root          string                 `protobuf:"bytes,1,opt,name=root,proto3" json:"root,omitempty"`
+	After         string                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1753,10 +1756,18 @@ func (x *ListRequest) GetRoot() string {
 	return ""
 }
 
+func (x *ListRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type ListReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Containers    []*Container           `protobuf:"bytes,1,rep,name=containers,proto3" json:"containers,omitempty"`
-	Sandboxes     []*Sandbox             `protobuf:"bytes,2,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"`
+	Sandboxes     []*Sandbox             `protobuf:"bytes,2,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"` // of these containers
+	Next          string                 `protobuf:"bytes,3,opt,name=next,proto3" json:"next,omitempty"`           // the list goes on: for the next request's after; empty: this was all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1803,6 +1814,13 @@ func (x *ListReply) GetSandboxes() []*Sandbox {
 		return x.Sandboxes
 	}
 	return nil
+}
+
+func (x *ListReply) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
 }
 
 type KillRequest struct {
@@ -2577,10 +2595,12 @@ func (*ResumeReply) Descriptor() ([]byte, []int) {
 }
 
 // Stats of a VM and its containers as the guest and the host see them. Without a
-// container it asks for the memory of all VMs.
+// container it asks for the memory of all VMs, in the order of their ids; what does not fit into
+// one answer comes when it is asked again with what the answer names as next.
 type StatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ref           *ContainerRef          `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	After         string                 `protobuf:"bytes,2,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2622,6 +2642,13 @@ func (x *StatsRequest) GetRef() *ContainerRef {
 	return nil
 }
 
+func (x *StatsRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type StatsReply struct {
 	state              protoimpl.MessageState `protogen:"open.v1"`
 	Sandbox            string                 `protobuf:"bytes,1,opt,name=sandbox,proto3" json:"sandbox,omitempty"`
@@ -2634,7 +2661,8 @@ type StatsReply struct {
 	ContainerStats     string                 `protobuf:"bytes,8,opt,name=container_stats,json=containerStats,proto3" json:"container_stats,omitempty"`     // all counters of the guest's cgroup as JSON text, in the shape that runc prints
 	Memory             *VMMemory              `protobuf:"bytes,50,opt,name=memory,proto3" json:"memory,omitempty"`                                          // of the container's VM
 	Vms                []*VMMemory            `protobuf:"bytes,51,rep,name=vms,proto3" json:"vms,omitempty"`                                                // of all VMs, where no container was named
-	Total              *VMMemory              `protobuf:"bytes,52,opt,name=total,proto3" json:"total,omitempty"`                                            // their sum
+	Total              *VMMemory              `protobuf:"bytes,52,opt,name=total,proto3" json:"total,omitempty"`                                            // of all VMs, also those of later answers; in the first one only
+	Next               string                 `protobuf:"bytes,55,opt,name=next,proto3" json:"next,omitempty"`                                              // the list goes on: for the next request's after; empty: this was all
 	HostTotalBytes     uint64                 `protobuf:"varint,53,opt,name=host_total_bytes,json=hostTotalBytes,proto3" json:"host_total_bytes,omitempty"` // MemTotal and MemAvailable of the host
 	HostAvailableBytes uint64                 `protobuf:"varint,54,opt,name=host_available_bytes,json=hostAvailableBytes,proto3" json:"host_available_bytes,omitempty"`
 	unknownFields      protoimpl.UnknownFields
@@ -2746,6 +2774,13 @@ func (x *StatsReply) GetTotal() *VMMemory {
 		return x.Total
 	}
 	return nil
+}
+
+func (x *StatsReply) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
 }
 
 func (x *StatsReply) GetHostTotalBytes() uint64 {
@@ -2947,6 +2982,7 @@ func (x *VMMemory) GetAnonymousBytes() uint64 {
 // PoolRequest asks what stands ready: templates, and VMs started from them.
 type PoolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         string                 `protobuf:"bytes,1,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2981,6 +3017,13 @@ func (*PoolRequest) Descriptor() ([]byte, []int) {
 	return file_vm_v1_vm_proto_rawDescGZIP(), []int{41}
 }
 
+func (x *PoolRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
 type PoolReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Target        uint32                 `protobuf:"varint,1,opt,name=target,proto3" json:"target,omitempty"`  // VMs that [vm] pool asks for
@@ -2989,7 +3032,8 @@ type PoolReply struct {
 	Taken         uint64                 `protobuf:"varint,4,opt,name=taken,proto3" json:"taken,omitempty"`    // VMs taken from the pool since the worker started
 	Missed        uint64                 `protobuf:"varint,5,opt,name=missed,proto3" json:"missed,omitempty"`  // creates that would have taken one and found none
 	Templates     []*Template            `protobuf:"bytes,6,rep,name=templates,proto3" json:"templates,omitempty"`
-	Sandboxes     []*Sandbox             `protobuf:"bytes,7,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"` // those that wait
+	Sandboxes     []*Sandbox             `protobuf:"bytes,7,rep,name=sandboxes,proto3" json:"sandboxes,omitempty"` // those that wait, in the order of their ids
+	Next          string                 `protobuf:"bytes,8,opt,name=next,proto3" json:"next,omitempty"`           // the list of them goes on after this one; empty: this was all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3071,6 +3115,13 @@ func (x *PoolReply) GetSandboxes() []*Sandbox {
 		return x.Sandboxes
 	}
 	return nil
+}
+
+func (x *PoolReply) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
 }
 
 // Template is a guest that was stopped when it was ready, from which VMs continue.
@@ -3333,14 +3384,16 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"E\n" +
 	"\n" +
 	"StateReply\x127\n" +
-	"\tcontainer\x18\x01 \x01(\v2\x19.bulkhead.vm.v1.ContainerR\tcontainer\"!\n" +
+	"\tcontainer\x18\x01 \x01(\v2\x19.bulkhead.vm.v1.ContainerR\tcontainer\"7\n" +
 	"\vListRequest\x12\x12\n" +
-	"\x04root\x18\x01 \x01(\tR\x04root\"}\n" +
+	"\x04root\x18\x01 \x01(\tR\x04root\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"\x91\x01\n" +
 	"\tListReply\x129\n" +
 	"\n" +
 	"containers\x18\x01 \x03(\v2\x19.bulkhead.vm.v1.ContainerR\n" +
 	"containers\x125\n" +
-	"\tsandboxes\x18\x02 \x03(\v2\x17.bulkhead.vm.v1.SandboxR\tsandboxes\"g\n" +
+	"\tsandboxes\x18\x02 \x03(\v2\x17.bulkhead.vm.v1.SandboxR\tsandboxes\x12\x12\n" +
+	"\x04next\x18\x03 \x01(\tR\x04next\"g\n" +
 	"\vKillRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x10\n" +
@@ -3381,9 +3434,10 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"PauseReply\"?\n" +
 	"\rResumeRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\r\n" +
-	"\vResumeReply\">\n" +
+	"\vResumeReply\"T\n" +
 	"\fStatsRequest\x12.\n" +
-	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\"\x94\x04\n" +
+	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x14\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"\xa8\x04\n" +
 	"\n" +
 	"StatsReply\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\x12 \n" +
@@ -3400,7 +3454,8 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x0fcontainer_stats\x18\b \x01(\tR\x0econtainerStats\x120\n" +
 	"\x06memory\x182 \x01(\v2\x18.bulkhead.vm.v1.VMMemoryR\x06memory\x12*\n" +
 	"\x03vms\x183 \x03(\v2\x18.bulkhead.vm.v1.VMMemoryR\x03vms\x12.\n" +
-	"\x05total\x184 \x01(\v2\x18.bulkhead.vm.v1.VMMemoryR\x05total\x12(\n" +
+	"\x05total\x184 \x01(\v2\x18.bulkhead.vm.v1.VMMemoryR\x05total\x12\x12\n" +
+	"\x04next\x187 \x01(\tR\x04next\x12(\n" +
 	"\x10host_total_bytes\x185 \x01(\x04R\x0ehostTotalBytes\x120\n" +
 	"\x14host_available_bytes\x186 \x01(\x04R\x12hostAvailableBytes\"\xa2\x05\n" +
 	"\bVMMemory\x12\x18\n" +
@@ -3426,8 +3481,9 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\vtrust_class\x18\x10 \x01(\tR\n" +
 	"trustClass\x12\x1c\n" +
 	"\tmergeable\x18\x11 \x01(\bR\tmergeable\x12'\n" +
-	"\x0fanonymous_bytes\x18\x12 \x01(\x04R\x0eanonymousBytes\"\r\n" +
-	"\vPoolRequest\"\xf0\x01\n" +
+	"\x0fanonymous_bytes\x18\x12 \x01(\x04R\x0eanonymousBytes\"#\n" +
+	"\vPoolRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\tR\x05after\"\x84\x02\n" +
 	"\tPoolReply\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\rR\x06target\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\rR\x05ready\x12\x18\n" +
@@ -3435,7 +3491,8 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x05taken\x18\x04 \x01(\x04R\x05taken\x12\x16\n" +
 	"\x06missed\x18\x05 \x01(\x04R\x06missed\x126\n" +
 	"\ttemplates\x18\x06 \x03(\v2\x18.bulkhead.vm.v1.TemplateR\ttemplates\x125\n" +
-	"\tsandboxes\x18\a \x03(\v2\x17.bulkhead.vm.v1.SandboxR\tsandboxes\"\xe9\x01\n" +
+	"\tsandboxes\x18\a \x03(\v2\x17.bulkhead.vm.v1.SandboxR\tsandboxes\x12\x12\n" +
+	"\x04next\x18\b \x01(\tR\x04next\"\xe9\x01\n" +
 	"\bTemplate\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
