@@ -128,18 +128,17 @@ $(BUILD)/conformance/probe: $(shell find test/conformance/probe test/conformance
 
 .PHONY: bench
 bench: build guest runsc ## the benchmark table, with runc and gVisor beside it; writes build/bench.json and build/bench.svg
-	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_RUNSC=$(RUNSC) $(GO) run ./test/bench -out $(BUILD)/bench.json -chart $(BUILD)/bench.svg
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_RUNSC=$(RUNSC) $(GO) run ./test/bench -out $(BUILD)/bench.json -chart $(BUILD)/bench.svg $(and $(LIVE),-live $(LIVE))
 
-LIVE ?= 500
 .PHONY: bench-live
 bench-live: build guest ## how many VMs live at once, each answering exec; LIVE=500 (minutes)
-	@BULKHEAD_BUILD=$(abspath $(BUILD)) $(GO) run ./test/bench -only '^(vms_live|live_)' -live $(LIVE) -out $(BUILD)/bench-live.json
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) $(GO) run ./test/bench -only '^(vms_live|live_)' -live $(or $(LIVE),500) -out $(BUILD)/bench-live.json
 
 # gVisor's runtime is what Bulkhead is compared with, and no part of it: without it the benchmark says so.
 .PHONY: runsc
 runsc:
 	@[ -x $(RUNSC) ] || { echo "building gVisor's runsc $(RUNSC_VERSION) (once, kept in $(TOOLS))"; mkdir -p $(dir $(RUNSC)); \
-	  GOBIN=$(dir $(RUNSC)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w -X gvisor.dev/gvisor/runsc/version.version=$(RUNSC_VERSION)' gvisor.dev/gvisor/runsc@$(RUNSC_VERSION) || echo "runsc could not be built; the benchmark leaves it out"; }
+	  GOBIN=$(dir $(RUNSC)) CGO_ENABLED=0 $(GO) install -trimpath -ldflags '-s -w' gvisor.dev/gvisor/runsc@$(RUNSC_VERSION) || echo "runsc could not be built; the benchmark leaves it out"; }
 
 .PHONY: bench-net
 bench-net: build guest ## the network of a VM container against runc's, per model; writes build/bench-net.json

@@ -32,10 +32,46 @@ type options struct {
 	vmConfig string
 }
 
-// measures are the groups of numbers, in the order in which they are taken.
-// Memory comes first, while the machine is still quiet.
-var measures = []func(context.Context, *bench) error{
-	measureBurst, measureMemoryOfOthers, measurePhases, measureRun, measureExec, measureState, measureEcho, measureStdout, measureStdin, measureLive,
+// measure is a group of numbers that are taken together.
+type measure struct {
+	name string
+	take func(context.Context, *bench) error
+	time time.Duration // which it may need at most
+}
+
+// measureTime is several times what a measure needs on a slow machine.
+const measureTime = 10 * time.Minute
+
+// measures are in the order in which they are taken. Memory comes first, while the
+// machine is still quiet.
+var measures = []measure{
+	{"idle VMs in numbers", measureBurst, measureTime},
+	{"memory of the others", measureMemoryOfOthers, measureTime},
+	{"phases", measurePhases, measureTime},
+	{"run_true", measureRun, measureTime},
+	{"exec_true", measureExec, measureTime},
+	{"state", measureState, measureTime},
+	{"echo_rtt", measureEcho, measureTime},
+	{"stdout_rate", measureStdout, measureTime},
+	{"stdin_rate", measureStdin, measureTime},
+	{"vms_live", measureLive, wholeBench},
+}
+
+// measure takes all numbers. One that cannot be taken does not keep the others from it.
+func (b *bench) measure(ctx context.Context) error {
+	var errs []error
+	for _, m := range measures {
+		taking, cancel := context.WithTimeoutCause(ctx, m.time, fmt.Errorf("it took longer than %s", m.time))
+		if err := m.take(taking, b); err != nil {
+			errs = append(errs, fmt.Errorf("not all of %q could be measured: %w", m.name, err))
+		}
+		cancel()
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	b.progress("")
+	return errors.Join(errs...)
 }
 
 // bench is one run of the program.
@@ -61,7 +97,7 @@ var (
 	partNames     = []string{"create", "start", "end", "delete"}
 	twinNames     = slices.Concat(runNames, partNames, []string{"exec_true", "state", "echo_rtt", "stdout_rate", "stdin_rate", "mem_per_vm"})
 	runscNames    = slices.Concat(runNames, []string{"exec_true", "mem_per_vm"})
-	bulkheadNames = []string{"vm_pss", "relay_pss", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "ksm_saved_per_vm", "idle_cpu_per_vm", "starts_per_s", "vms_live", phasePrefix}
+	bulkheadNames = []string{"vm_pss", "relay_pss", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "ksm_saved_per_vm", "idle_cpu_per_vm", "starts_per_s", "vms_live", liveStarts, liveExec, phasePrefix}
 )
 
 // twin is the name of a runtime's number beside bulkhead's.
@@ -101,7 +137,7 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 		return nil, fmt.Errorf("runc is what bulkhead is compared with; install the Debian package runc (make packages does): %w", err)
 	}
 	b.runc = &runtime{prefix: runcPrefix, binary: path, global: []string{"--root", filepath.Join(b.dir, "runc")}}
-	b.findRunsc(ctx)
+	b.findRunsc()
 	if slices.ContainsFunc(slices.Concat(twinNames, bulkheadNames), o.only.MatchString) {
 		if err := b.startBulkhead(ctx); err != nil {
 			return nil, err
@@ -207,7 +243,9 @@ func (b *bench) vmFacts(ctx context.Context) error {
 func (b *bench) list(ctx context.Context) (*vmv1.ListReply, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTime)
 	defer cancel()
-	return bus.Call[vmv1.ListReply](ctx, b.conn, b.conn.Subject("vm", "list"), &vmv1.ListRequest{})
+	return vmv1.ListAll("", func(req *vmv1.ListRequest) (*vmv1.ListReply, error) {
+		return bus.Call[vmv1.ListReply](ctx, b.conn, b.conn.Subject("vm", "list"), req)
+	})
 }
 
 // all are the runtimes there are, bulkhead first.
@@ -231,6 +269,12 @@ func (b *bench) samples(n int) int {
 		return 3
 	}
 	return n
+}
+
+// tell writes a line of what is going on, for long measures, whoever reads it.
+func (b *bench) tell(format string, args ...any) {
+	b.progress("")
+	fmt.Fprintf(os.Stderr, format+"\n", args...)
 }
 
 // progress tells a person at a terminal what is going on.

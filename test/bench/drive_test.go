@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -32,7 +33,7 @@ func runcBench(t *testing.T, ctx context.Context) *bench {
 func TestEveryTwinIsMeasuredOfRunc(t *testing.T) {
 	b := runcBench(t, t.Context())
 	for _, measure := range measures {
-		if err := measure(t.Context(), b); err != nil {
+		if err := measure.take(t.Context(), b); err != nil {
 			t.Error(err)
 		}
 	}
@@ -77,6 +78,45 @@ func TestProcessThatDoesNotEndIsKilled(t *testing.T) {
 		t.Errorf("the end of a process that sleeps came as %v", err)
 	}
 	c.pid = 0
+	if err := errors.Join(c.delete(t.Context()), b.close()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWhatCannotBeMeasuredDoesNotHideTheRest(t *testing.T) {
+	b := runcBench(t, t.Context())
+	b.runsc = &runtime{prefix: runscPrefix, binary: "/bin/false", names: runscNames}
+	b.only = regexp.MustCompile("^run(c|sc)_(mem|state|echo_rtt)$")
+	b.results.only = b.only
+	err := b.measure(t.Context())
+	if err == nil || !strings.Contains(err.Error(), "memory of the others") || strings.Contains(err.Error(), "echo_rtt") {
+		t.Errorf("a runtime that starts nothing gives %v", err)
+	}
+	for _, name := range []string{"runc_mem", "runc_state", "runc_echo_rtt"} {
+		if !slices.Contains(b.results.names, name) {
+			t.Errorf("%s was not measured after another could not be", name)
+		}
+	}
+	b.runsc = nil
+	if err := b.close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestProcessOfAFailedCleanUpIsEnded(t *testing.T) {
+	b := runcBench(t, t.Context())
+	c, err := b.runc.launch(t.Context(), "stuck", b.bundles.sleep, stdio{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ending := *c
+	ending.rt = &runtime{binary: "/bin/false"}
+	if err := ending.remove(t.Context()); err == nil || strings.Contains(err.Error(), "did not end") {
+		t.Errorf("a clean-up that cannot be gives %v", err)
+	}
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*/stuck"); len(left) > 0 {
+		t.Errorf("its cgroups are left: %v", left)
+	}
 	if err := errors.Join(c.delete(t.Context()), b.close()); err != nil {
 		t.Error(err)
 	}

@@ -14,6 +14,9 @@
 // The median and the 95th percentile (nearest rank) are of single samples. MB is
 // 10^6 bytes.
 //
+// What could be measured is printed and written also when something else could not;
+// the exit status is then not zero, and stderr says what is missing.
+//
 // It imports deploy/daemon, bus and proto, and no service. The invariant: it ends,
 // and when it ends, whatever happened, nothing it started is left.
 //
@@ -71,18 +74,10 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.close()) }()
-	for _, m := range measures {
-		if err = m(ctx, b); err != nil {
-			break
-		}
-	}
-	b.progress("")
+	err = b.measure(ctx)
 	b.results.print(os.Stdout, b.facts)
-	if err != nil {
-		return err // and the file keeps the numbers of a run that was whole
-	}
 	if o.chart != "" {
-		err = b.writeChart(o.chart)
+		err = errors.Join(err, b.writeChart(o.chart))
 	}
 	if o.out != "" {
 		err = errors.Join(err, b.results.write(o.out))

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -44,6 +43,13 @@ func measureBurst(ctx context.Context, b *bench) (err error) {
 	if err != nil {
 		return err
 	}
+	defer func() { // what is measured next is measured in the default configuration
+		_, steerErr := b.steer(context.WithoutCancel(ctx), "auto")
+		err = errors.Join(err, steerErr)
+	}()
+	if err := awaitStock(ctx, b.conn); err != nil {
+		return err
+	}
 	before, err := b.settledMemory(ctx)
 	if err != nil {
 		return err
@@ -56,6 +62,9 @@ func measureBurst(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	b.results.add("starts_per_s", "1/s", float64(n)/took.Seconds())
+	if err := awaitStock(ctx, b.conn); err != nil { // before, there was as much in it
+		return err
+	}
 	b.progress("memory: settling")
 	after, err := b.settledMemory(ctx)
 	if err != nil {
@@ -114,7 +123,7 @@ func (b *bench) burst(ctx context.Context, rt *runtime, n int) ([]*container, er
 				return context.Cause(ctx)
 			}
 			b.progress("burst: container %d/%d", i+1, n)
-			made[i], err = rt.launch(ctx, "burst-"+strconv.Itoa(i), b.bundles.sleep, stdio{})
+			made[i], err = rt.launch(ctx, numbered("burst", i), b.bundles.sleep, stdio{})
 			return err
 		})
 	}
@@ -127,6 +136,10 @@ func (b *bench) burst(ctx context.Context, rt *runtime, n int) ([]*container, er
 	}
 	return there, err
 }
+
+// numbered is the id of one of many containers. None is the beginning of another:
+// runsc takes that for a name of both.
+func numbered(name string, i int) string { return fmt.Sprintf("%s-%05d", name, i) }
 
 // removeAll removes containers, several at a time, in whatever state they are.
 func removeAll(ctx context.Context, containers []*container) error {
@@ -222,7 +235,7 @@ func measurePhases(ctx context.Context, b *bench) error {
 	n := b.samples(10)
 	for i := range n {
 		b.progress("phases %d/%d", i+1, n)
-		c, err := b.bulkhead.launch(ctx, fmt.Sprintf("phase-%d", i), b.bundles.sleep, stdio{})
+		c, err := b.bulkhead.launch(ctx, numbered("phase", i), b.bundles.sleep, stdio{})
 		if err != nil {
 			return err
 		}

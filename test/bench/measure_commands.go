@@ -67,7 +67,7 @@ func measureRun(ctx context.Context, b *bench) error {
 					return err
 				}
 			}
-			if err := b.runOnce(ctx, r.rt, r.name, fmt.Sprintf("run-%d", i)); err != nil {
+			if err := b.runOnce(ctx, r.rt, r.name, numbered("run", i)); err != nil {
 				return err
 			}
 		}

@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -63,14 +62,10 @@ func (b *bench) steer(ctx context.Context, mode string) (*ksmv1.Status, error) {
 
 // merge takes what KSM makes of a burst of n idle containers. before is the memory that was
 // available without them.
-func (b *bench) merge(ctx context.Context, before float64, n int) (err error) {
+func (b *bench) merge(ctx context.Context, before float64, n int) error {
 	if _, err := b.steer(ctx, "auto"); err != nil {
 		return err
 	}
-	defer func() {
-		_, observeErr := b.steer(context.WithoutCancel(ctx), "observe")
-		err = errors.Join(err, observeErr)
-	}()
 	type step struct {
 		at    time.Duration
 		saved int64

@@ -7,66 +7,94 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 )
 
-// measureLive starts VMs, one after the other has room, and asks each of them.
+// The numbers of many VMs that live at once.
+const (
+	liveStarts = "live_starts_per_s"
+	liveExec   = "live_exec_true"
+)
+
+const (
+	// liveReserve is the memory that is left to the host, in bytes.
+	liveReserve = 1 << 30
+	// liveStep is how many starts are a sample of their rate, and how often they are told of.
+	liveStep = 25
+)
+
+// measureLive starts VMs, several at a time, and asks each of them when all are there.
 func measureLive(ctx context.Context, b *bench) (err error) {
+	if b.bulkhead == nil || !b.results.wants("vms_live", liveStarts, liveExec) {
+		return nil
+	}
 	if b.live == 0 {
-		b.results.leaveOut("vms_live", "it takes minutes: make bench-live, or -live N")
+		b.results.leaveOut("vms_live", "it takes minutes: make bench-live, or make bench LIVE=500")
 		return nil
 	}
-	if b.bulkhead == nil || !b.results.wants("vms_live") {
-		return nil
+	alive, err := b.startLive(ctx)
+	defer func() {
+		b.tell("live: removing %d", len(alive))
+		err = errors.Join(err, removeAll(ctx, alive))
+	}()
+	if err != nil {
+		return err
 	}
-	var alive []*container
-	defer func() { err = errors.Join(err, removeAll(ctx, alive)) }()
-	began := time.Now()
-	for len(alive) < b.live {
-		available, err := field("/proc/meminfo", "MemAvailable:")
-		if err != nil {
-			return err
+	for i, c := range alive {
+		if i%liveStep == 0 {
+			b.tell("live: exec in %d of %d", i, len(alive))
 		}
-		if available < liveReserve {
-			b.results.leaveOut("vms_live", fmt.Sprintf("of %d wanted the host had memory for %d", b.live, len(alive)))
-			break
-		}
-		group, groupCtx := errgroup.WithContext(ctx)
-		more := make([]*container, min(startersAtOnce, b.live-len(alive)))
-		for i := range more {
-			id := fmt.Sprintf("live-%d", len(alive)+i)
-			group.Go(func() (err error) {
-				more[i], err = b.bulkhead.launch(groupCtx, id, b.bundles.sleep, stdio{})
-				return err
-			})
-		}
-		err = group.Wait()
-		for _, c := range more {
-			if c != nil {
-				alive = append(alive, c)
-			}
-		}
-		if err != nil {
-			return err
-		}
-		b.progress("live: %d/%d", len(alive), b.live)
-	}
-	b.results.add("live_starts_per_s", "1/s", float64(len(alive))/time.Since(began).Seconds())
-	answered := 0
-	for _, c := range alive {
-		b.progress("live: exec %d/%d", answered+1, len(alive))
 		began := time.Now()
 		if err := c.exec(ctx, b.bundles.exec); err != nil {
 			return err
 		}
-		b.results.addTime("live_exec_true", time.Since(began))
-		answered++
+		b.results.addTime(liveExec, time.Since(began))
 	}
-	b.results.add("vms_live", "VMs", float64(answered))
+	b.results.add("vms_live", "VMs", float64(len(alive)))
 	return nil
 }
 
-// liveReserve is the memory that is left to the host, in bytes.
-const liveReserve = 1 << 30
+// startLive starts as many as were asked for, or as memory takes. Those that it returns
+// are there, also on an error.
+func (b *bench) startLive(ctx context.Context) (alive []*container, err error) {
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(startersAtOnce)
+	var mu sync.Mutex // guards alive and since
+	since := time.Now()
+	started := func(c *container, available float64) {
+		mu.Lock()
+		defer mu.Unlock()
+		alive = append(alive, c)
+		if len(alive)%liveStep == 0 {
+			rate := liveStep / time.Since(since).Seconds()
+			since = time.Now()
+			b.results.add(liveStarts, "1/s", rate)
+			b.tell("live: %d of %d, %.1f starts/s; the host can give %.1f GB more", len(alive), b.live, rate, available/1e9)
+		}
+	}
+	for i := range b.live {
+		available, err := field("/proc/meminfo", "MemAvailable:")
+		if err != nil {
+			return alive, errors.Join(err, group.Wait())
+		}
+		if available < liveReserve {
+			b.results.leaveOut("vms_live", fmt.Sprintf("of %d wanted the host had memory for %d", b.live, i))
+			break
+		}
+		if groupCtx.Err() != nil {
+			break
+		}
+		group.Go(func() error {
+			c, err := b.bulkhead.launch(groupCtx, numbered("live", i), b.bundles.sleep, stdio{})
+			if err == nil {
+				started(c, available)
+			}
+			return err
+		})
+	}
+	err = group.Wait() // before alive is read
+	return alive, err
+}

@@ -7,43 +7,25 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"math"
 	"os"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// Memory has settled when it moves by less than settledBytes in settleStep; a
-// machine that is never that quiet is read after settleTime.
-const (
-	settledBytes = 1 << 20
-	settleStep   = 2 * time.Second
-	settleTime   = 40 * time.Second
-)
+// settleTime is how long after the last start or end memory is read. It is the same for
+// every runtime and every run: a guest gives back what it freed for some seconds more, and a
+// longer wait would flatter.
+const settleTime = 10 * time.Second
 
-// settledMemory is MemAvailable, in bytes, when it has stopped to move.
+// settledMemory is MemAvailable, in bytes, after settleTime.
 func (b *bench) settledMemory(ctx context.Context) (float64, error) {
-	if b.quick {
-		return field("/proc/meminfo", "MemAvailable:")
-	}
-	tick := time.NewTicker(settleStep)
-	defer tick.Stop()
-	last, err := field("/proc/meminfo", "MemAvailable:")
-	for began := time.Now(); err == nil && time.Since(began) < settleTime; {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return 0, context.Cause(ctx)
+	if !b.quick {
+		if err := pause(ctx, settleTime); err != nil {
+			return 0, err
 		}
-		var now float64
-		now, err = field("/proc/meminfo", "MemAvailable:")
-		if math.Abs(now-last) < settledBytes {
-			return now, err
-		}
-		last = now
 	}
-	return last, err
+	return field("/proc/meminfo", "MemAvailable:")
 }
 
 // pssBytes is the proportional share of a process's memory (proc(5), smaps_rollup).

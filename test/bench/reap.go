@@ -45,7 +45,7 @@ func reap(ctx context.Context, pid int) (code int, err error) {
 }
 
 // endTime bounds the end of processes that were killed.
-const endTime = 10 * time.Second
+const endTime = time.Minute
 
 // endChildren reaps what was left to this process, which adopts orphans, and
 // kills what still runs: that is a leak, and an error.
@@ -66,6 +66,8 @@ func endChildren() error {
 				errs = append(errs, fmt.Errorf("process %d (%s) was left behind", pid, name))
 				_ = unix.Kill(pid, unix.SIGKILL)
 			}
+		}
+		for _, pid := range pids { // they end at the same time
 			if _, err := reap(ctx, pid); err != nil {
 				errs = append(errs, err)
 			}

@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const runcPrefix = "runc_"
@@ -166,11 +168,28 @@ func (c *container) remove(ctx context.Context) error {
 	defer cancel()
 	err := c.rt.call(ctx, stdio{}, "delete", "--force", c.id)
 	if c.pid != 0 {
+		if err != nil { // nobody else will
+			_ = unix.Kill(c.pid, unix.SIGKILL)
+		}
 		_, reapErr := reap(ctx, c.pid)
 		err = errors.Join(err, reapErr)
 		c.pid = 0
 	}
+	if err != nil {
+		c.removeCgroups()
+	}
 	return err
+}
+
+// removeCgroups takes away the cgroups of a container whose runtime could not be made to. They
+// have the container's name, as the bundles name none, and can be removed when its processes are gone.
+func (c *container) removeCgroups() {
+	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+		dirs, _ := filepath.Glob(pattern + c.id)
+		for _, dir := range dirs {
+			_ = unix.Rmdir(dir)
+		}
+	}
 }
 
 func readPid(path string) (int, error) {
