@@ -28,6 +28,7 @@ RUNSC      := $(TOOLS)/runsc-$(RUNSC_VERSION)/runsc
 GOSRC      := go.mod go.sum $(shell find agent bus ksm-worker proto runtime-frontend services vm-worker -name '*.go' -o -name '*.example' 2>/dev/null)
 
 PRELOAD    := $(BIN)/bulkhead-qemu-special-files.so
+ZYGOTE     := $(BIN)/bulkhead-qemu-zygote.so
 HOSTBINS   := $(BIN)/bulkheadd $(BIN)/bulkhead $(BIN)/bulkhead-vm-worker $(BIN)/bulkhead-network $(BIN)/bulkhead-ksm-worker
 
 ##@ The two commands
@@ -42,7 +43,7 @@ test: packages lint unit e2e conformance ## lint, unit tests, end-to-end tests w
 ##@ Build
 
 .PHONY: build
-build: $(HOSTBINS) $(BIN)/bulkhead-relay $(BIN)/bulkhead-agent $(PRELOAD) ## every binary, into build/bin
+build: $(HOSTBINS) $(BIN)/bulkhead-relay $(BIN)/bulkhead-agent $(PRELOAD) $(ZYGOTE) ## every binary, into build/bin
 
 .PHONY: packages
 packages: toolchain ## install the Debian packages the build, the VMs and the tests need
@@ -79,6 +80,11 @@ $(BIN)/bulkhead-agent: $(GOSRC)
 $(PRELOAD): $(wildcard vm-worker/hypervisor/qemu/preload/*.c)
 	@echo "building $@"
 	@mkdir -p $(BIN) && gcc -std=gnu11 -Wall -Wextra -Werror -O2 -fPIC -shared -Wl,-z,relro,-z,now -s -o $@ $^
+
+# For VMs under TCG; the header says what it is.
+$(ZYGOTE): $(wildcard vm-worker/hypervisor/qemu/preload/zygote/*.[ch])
+	@echo "building $@"
+	@mkdir -p $(BIN) && gcc -std=gnu11 -Wall -Wextra -Werror -O2 -fPIC -shared -Wl,-z,relro,-z,now -s -o $@ $(filter %.c,$^)
 
 $(GUEST)/vmlinux: deploy/guest/build-kernel deploy/guest/kernel.config $(wildcard deploy/guest/patches/*.patch)
 	@deploy/guest/build-kernel $(GUEST)

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -21,10 +20,7 @@ import (
 func enter(c Config, control io.Writer) error {
 	// Credentials are a thread's own; the thread that drops them executes.
 	runtime.LockOSThread()
-	if err := joinCgroups(c.CgroupProcs); err != nil {
-		return err
-	}
-	if err := setOOMScore(c.OOMScoreAdj); err != nil {
+	if err := Place("self", "0", c.CgroupProcs, c.OOMScoreAdj); err != nil {
 		return err
 	}
 	if c.Hostname != "" {
@@ -61,34 +57,6 @@ func enter(c Config, control io.Writer) error {
 	}
 	env := append([]string{"PATH=/usr/bin", "LANG=C"}, c.Env...)
 	return fmt.Errorf("executing %s: %w", c.Argv[0], syscall.Exec(c.Argv[0], c.Argv, env))
-}
-
-// joinCgroups writes "0", the writer itself, so that no pid needs translating
-// from the new PID namespace.
-func joinCgroups(files []string) error {
-	for _, name := range files {
-		f, err := os.OpenFile(name, os.O_WRONLY, 0)
-		if err == nil {
-			_, err = f.WriteString("0")
-			err = errors.Join(err, f.Close())
-		}
-		if err != nil {
-			return fmt.Errorf("entering a cgroup: %w", err)
-		}
-	}
-	return nil
-}
-
-func setOOMScore(adj *int) error {
-	if adj == nil {
-		return nil
-	}
-	err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*adj)), 0)
-	// Lowering it takes CAP_SYS_RESOURCE, which hosts in containers lack.
-	if err != nil && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("setting oom_score_adj to %d: %w", *adj, err)
-	}
-	return nil
 }
 
 // limit sets what the program may use: every descriptor it can have, because
@@ -282,8 +250,7 @@ func mountShare(c Config) error {
 			return fmt.Errorf("making %s: %w", dir, err)
 		}
 	}
-	// Places only: directories and empty files, one per container and mount.
-	if err := mountTmpfs(stage, "size=1m,nr_inodes=16k,mode=0711"); err != nil {
+	if err := mountTmpfs(stage, StageOptions); err != nil {
 		return err
 	}
 	if err := unix.Mount(stage, export, "", unix.MS_BIND, ""); err != nil {

@@ -69,11 +69,17 @@ type Config struct {
 	// Mergeable lets the host merge all anonymous memory of the program with equal pages of other processes
 	// (prctl(2), PR_SET_MEMORY_MERGE, Linux 6.4); a kernel that has no such thing is obeyed.
 	Mergeable bool `json:"mergeable,omitempty"`
+	// SharedPIDs leaves the program in the starter's PID namespace: it can make processes that are the starter's
+	// children and live on without it. It sees the host's processes, so no guest of anybody's may run in it.
+	SharedPIDs bool `json:"shared_pids,omitempty"`
 	// Stage and Export are two places of one tmpfs, Export read-only
 	// (vm-worker/share says what for). Empty: none.
 	Stage  string `json:"stage,omitempty"`
 	Export string `json:"export,omitempty"`
 }
+
+// StageOptions are those of the tmpfs of Stage: places only, directories and empty files, one per container and mount.
+const StageOptions = "size=1m,nr_inodes=16k,mode=0711"
 
 // setupTimeout bounds the helper's work, which is some 10 ms.
 const setupTimeout = 20 * time.Second
@@ -84,7 +90,7 @@ const setupTimeout = 20 * time.Second
 // jail, is set up; its error ends the helper. The process leads a session of
 // its own, and is the caller's to wait for. On an error no process is left.
 //
-// The program is process 1 of its PID namespace: what it could fork dies with it.
+// The program is process 1 of its PID namespace, unless c says otherwise: what it could fork dies with it.
 func Start(ctx context.Context, c Config, files []*os.File, stderr *os.File, launched func(pid int) error) (*os.Process, error) {
 	if !called.Load() {
 		return nil, errors.New("this program's main does not call jail.Main")
@@ -104,9 +110,11 @@ func Start(ctx context.Context, c Config, files []*os.File, stderr *os.File, lau
 	cmd.Stderr = stderr
 	cmd.ExtraFiles = append(append([]*os.File{}, files...), theirs)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Setsid: true,
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC |
-			unix.CLONE_NEWUTS | unix.CLONE_NEWNET,
+		Setsid:     true,
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWNET,
+	}
+	if !c.SharedPIDs {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWPID
 	}
 	err = cmd.Start()
 	theirs.Close()

@@ -36,7 +36,7 @@ var sockets = []string{socketQMP, socketConsole, socketCtl, socketIO, socketNet}
 func args(binary string, s hypervisor.Spec, imageBytes int64, r ram) []string {
 	a := []string{
 		binary,
-		"-name", "bulkhead-" + s.ID + ",debug-threads=on",
+		"-name", processName(s.ID) + ",debug-threads=on",
 		"-no-user-config", "-nodefaults", "-display", "none",
 		// The machine waits for "cont": what it does first is seen from the start.
 		"-S",
@@ -51,7 +51,7 @@ func args(binary string, s hypervisor.Spec, imageBytes int64, r ram) []string {
 		"-rtc", "base=utc",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
 	}
-	a = append(a, acceleration(s.Accelerator)...)
+	a = append(a, acceleration(s.Accelerator, r)...)
 	a = append(a, r.options(s)...)
 	a = append(a, "-kernel", jailKernel, "-append", kernelArgs(s))
 	for i, name := range sockets {
@@ -90,6 +90,9 @@ func args(binary string, s hypervisor.Spec, imageBytes int64, r ram) []string {
 	)
 }
 
+// processName is what ps shows of a VM.
+func processName(id string) string { return "bulkhead-" + id }
+
 func onOff(b bool) string {
 	if b {
 		return "on"
@@ -97,20 +100,27 @@ func onOff(b bool) string {
 	return "off"
 }
 
-func acceleration(a hypervisor.Accelerator) []string {
+func acceleration(a hypervisor.Accelerator, r ram) []string {
 	if a == hypervisor.KVM {
 		return []string{"-accel", "kvm", "-cpu", "host"}
 	}
 	// max has ARAT, without which the guest's tick never stops. It also promises
 	// fast "rep movsb" and "rep stosb", which TCG does byte by byte: without the
 	// promise the guest's kernel copies by words, three to six times as fast.
-	return []string{"-accel", fmt.Sprintf("tcg,tb-size=%d", tbSizeMiB), "-cpu", "max,-erms,-fsrm"}
+	size := tbSizeMiB
+	if r == ramZygote {
+		size = zygoteTBSizeMiB
+	}
+	return []string{"-accel", fmt.Sprintf("tcg,tb-size=%d", size), "-cpu", "max,-erms,-fsrm"}
 }
 
 // tbSizeMiB bounds the translated code TCG keeps. The default is an eighth of
 // the guest's memory and more; measured here, a boot and a container need less
 // than this, and a smaller buffer is flushed and filled again and again.
 const tbSizeMiB = 32
+
+// zygoteTBSizeMiB is that of a QEMU that forks: its children share what it has translated, and begin behind it.
+const zygoteTBSizeMiB = 64
 
 // memory leaves room above the guest's RAM for what it may grow by and for the
 // image, which is a memory device; their address space is aligned to a GiB.

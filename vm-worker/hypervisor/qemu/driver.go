@@ -61,7 +61,9 @@ type Options struct {
 	// Preload is the library named by the constant of that name; empty means the
 	// one beside the running program, or in /usr/libexec/bulkhead.
 	Preload string
-	Log     hclog.Logger
+	// Zygote is the library named by that constant, found likewise.
+	Zygote string
+	Log    hclog.Logger
 }
 
 // Driver starts and adopts QEMU machines. The program that uses it must call
@@ -69,6 +71,7 @@ type Options struct {
 type Driver struct {
 	binary  binary
 	preload preload
+	zygotes zygoteLibrary
 	log     hclog.Logger
 }
 
@@ -82,7 +85,7 @@ func New(o Options) *Driver {
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
 	}
-	return &Driver{binary: binary{name: o.Binary}, preload: preload{path: o.Preload}, log: o.Log}
+	return &Driver{binary: binary{name: o.Binary}, preload: preload{path: o.Preload}, zygotes: zygoteLibrary{path: o.Zygote}, log: o.Log}
 }
 
 // Name implements hypervisor.Driver.
@@ -100,12 +103,26 @@ func (d *Driver) Start(ctx context.Context, s hypervisor.Spec) (hypervisor.VM, e
 		}
 		defer from.close()
 	}
-	v, err := d.start(ctx, s, from)
+	v, err := d.forkOrStart(ctx, s, from)
 	if err != nil {
 		return nil, fmt.Errorf("starting vm %s: %w", s.ID, err)
 	}
-	d.log.Info("vm started", "sandbox", s.ID, "pid", v.rec.PID, "accelerator", s.Accelerator, "template", v.rec.Template)
+	d.log.Info("vm started", "sandbox", s.ID, "pid", v.rec.PID, "accelerator", s.Accelerator, "template", v.rec.Template, "forked", v.forked)
 	return v, nil
+}
+
+// forkOrStart has the template's zygote fork the VM, or starts it when there is none or it does not.
+func (d *Driver) forkOrStart(ctx context.Context, s hypervisor.Spec, from origin) (*vm, error) {
+	if from.zygote == nil {
+		return d.start(ctx, s, from)
+	}
+	v, err := d.fork(ctx, s, from.zygote)
+	if err == nil || ctx.Err() != nil {
+		return v, err
+	}
+	d.log.Warn("vm not forked; it is started from the memory of its template", "sandbox", s.ID, "error", err)
+	s.From.(*template).wear(err)
+	return d.start(ctx, s, from)
 }
 
 func (d *Driver) start(ctx context.Context, s hypervisor.Spec, from origin) (_ *vm, err error) {
@@ -120,57 +137,27 @@ func (d *Driver) start(ctx context.Context, s hypervisor.Spec, from origin) (_ *
 	if err != nil {
 		return nil, err
 	}
-	rec := hypervisor.NewRecord(Name, s)
-	if err := rec.Save(); err != nil {
+	l, err := d.prepare(s)
+	if err != nil {
 		return nil, err
 	}
-	var given []*os.File
-	hand := func() {
-		for _, f := range given {
-			f.Close()
-		}
-	}
-	defer hand()
-	for _, name := range sockets {
-		f, err := listen(s.Dir, name)
-		if err != nil {
-			return nil, err
-		}
-		given = append(given, f)
-	}
-	files := given
+	defer l.hand()
+	files := slices.Clip(l.sockets)
 	if from.ram != ramOwn {
-		files = append(slices.Clip(given), from.memory)
+		files = append(files, from.memory)
 	}
-	stderr, err := newErrorLog()
+	c := preloaded(jailConfig(s, args(binary, s, imageBytes, from.ram)), d.preload.find(d.binary.release(), d.log))
+	if from.ram == ramZygote {
+		files = append(files, from.control)
+		c = zygoteJail(c, d.zygotes.find(), 2+len(files))
+	}
+	process, err := jail.Start(ctx, c, files, l.stderr, l.launched)
 	if err != nil {
-		return nil, err
+		return nil, l.failed(err)
 	}
-	process, err := jail.Start(ctx, preloaded(jailConfig(s, args(binary, s, imageBytes, from.ram)), d.preload.find(d.binary.release(), d.log)), files, stderr, func(pid int) error {
-		if rec.Process, err = hypervisor.FindProcess(pid); err != nil {
-			return err
-		}
-		if err := rec.Save(); err != nil {
-			return err
-		}
-		if s.Launched != nil {
-			return s.Launched(rec)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, errors.Join(withErrorLog(err, stderr), stderr.Close())
-	}
-	hand() // QEMU's alone now: the end of one that cannot start is the end of its sockets
 	// From here on the pidfd stands for the process, as it will for an adopter.
 	_ = process.Release()
-	v, err := d.take(ctx, rec, stderr, from)
-	if err != nil {
-		_ = rec.KillProcess()
-		_, _ = unix.Wait4(rec.PID, nil, 0, nil)
-		return nil, errors.Join(withErrorLog(err, stderr), stderr.Close())
-	}
-	return v, nil
+	return d.takeLaunched(ctx, l, from)
 }
 
 // Adopt implements hypervisor.Driver.
@@ -224,6 +211,9 @@ func checkGuest(s hypervisor.Spec) (imageBytes int64, err error) {
 	return imageBytes, nil
 }
 
+// jailHostname is what the jail's UTS namespace says.
+const jailHostname = "bulkhead"
+
 func jailConfig(s hypervisor.Spec, argv []string) jail.Config {
 	c := jail.Config{
 		Root: s.Dir,
@@ -235,7 +225,7 @@ func jailConfig(s hypervisor.Spec, argv []string) jail.Config {
 		Capabilities: capabilities,
 		CgroupProcs:  s.CgroupProcs,
 		OOMScoreAdj:  s.OOMScoreAdj,
-		Hostname:     "bulkhead",
+		Hostname:     jailHostname,
 		NoHugePages:  true,
 		Mergeable:    s.Mergeable,
 		Stage:        share.StageDir,

@@ -4,8 +4,6 @@
 package qemu
 
 import (
-	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
@@ -36,21 +34,10 @@ func (p *preload) find(version [2]int, log hclog.Logger) string {
 		if version[0] > 9 || version[0] == 9 && version[1] >= 2 {
 			return
 		}
-		candidates := []string{p.path}
-		if p.path == "" {
-			candidates = []string{"/usr/libexec/bulkhead/" + Preload}
-			if self, err := os.Executable(); err == nil {
-				candidates = append([]string{filepath.Join(filepath.Dir(self), Preload)}, candidates...)
-			}
+		if p.found = findLibrary(p.path, Preload); p.found == "" {
+			log.Warn("containers cannot make FIFOs, sockets and device nodes on shared file systems: this QEMU needs a library that is not there",
+				"qemu_version", version, "looked_for", libraryPlaces(p.path, Preload))
 		}
-		for _, c := range candidates {
-			if info, err := os.Stat(c); err == nil && info.Mode().IsRegular() {
-				p.found = c
-				return
-			}
-		}
-		log.Warn("containers cannot make FIFOs, sockets and device nodes on shared file systems: this QEMU needs a library that is not there",
-			"qemu_version", version, "looked_for", candidates)
 	})
 	return p.found
 }

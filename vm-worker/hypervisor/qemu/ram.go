@@ -19,7 +19,14 @@ const (
 	ramShared
 	// ramCloned is the file of a template, of which a page becomes the VM's own when it is written to.
 	ramCloned
+	// ramZygote is the same, in a QEMU that forks those that run.
+	ramZygote
+	// ramForked is what a child of one has inherited.
+	ramForked
 )
+
+// fromState tells whether the VM is given the state of a template when it starts.
+func (r ram) fromState() bool { return r == ramCloned || r == ramZygote }
 
 // ramDescriptor is that of the memory's file: the one after the sockets.
 var ramDescriptor = 3 + len(sockets)
@@ -50,7 +57,7 @@ func (r ram) options(s hypervisor.Spec) []string {
 			memoryMiB(s.MemoryBytes), ramDescriptor, onOff(r == ramShared)),
 		"-device", "vmgenid,guid=auto",
 	}
-	if r == ramCloned {
+	if r.fromState() {
 		o = append(o, "-incoming", "defer")
 	}
 	return o

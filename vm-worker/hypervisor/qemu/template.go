@@ -30,6 +30,8 @@ type template struct {
 	mu     sync.Mutex // guards what follows
 	memory *os.File   // nil when given up
 	state  *os.File
+	zygote *zygote // nil: none, or it has failed
+	worn   error   // why
 }
 
 // origin says where a VM's memory comes from, with the files of its own for that.
@@ -37,6 +39,9 @@ type origin struct {
 	ram    ram
 	memory *os.File
 	state  *os.File // of a clone: what is not memory, to be read from its beginning
+
+	zygote  *zygote  // of the template, if it has one: not the origin's to close
+	control *os.File // of a zygote: where it gets its orders
 }
 
 func (o origin) close() {
@@ -61,8 +66,21 @@ func (t *template) Close() error {
 		return nil
 	}
 	err := errors.Join(t.memory.Close(), t.state.Close())
-	t.memory, t.state = nil, nil
+	if t.zygote != nil {
+		err = errors.Join(err, t.zygote.close())
+	}
+	t.memory, t.state, t.zygote = nil, nil, nil
 	return err
+}
+
+// wear ends the template's zygote, which did not fork.
+func (t *template) wear(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.zygote != nil {
+		t.worn = errors.Join(err, t.zygote.close())
+	}
+	t.zygote = nil
 }
 
 // open returns the files for one clone: they can be read only, and have places of their own in it.
@@ -81,7 +99,7 @@ func (t *template) open() (origin, error) {
 		memory.Close()
 		return origin{}, err
 	}
-	return origin{ramCloned, memory, state}, nil
+	return origin{ram: ramCloned, memory: memory, state: state, zygote: t.zygote}, nil
 }
 
 func reopen(f *os.File) (*os.File, error) {
@@ -116,7 +134,14 @@ func (d *Driver) MakeTemplate(ctx context.Context, s hypervisor.Spec, ready func
 	if err != nil {
 		return nil, fmt.Errorf("making a template: %w", err)
 	}
-	d.log.Info("template made", "key", t.key[:12], "mib", t.bytes>>20)
+	if s.Accelerator == hypervisor.TCG && d.zygotes.find() != "" {
+		// Without one, VMs start from the memory all the same.
+		if t.zygote, err = d.makeZygote(ctx, s, t, ready); err != nil {
+			d.log.Warn("the template has memory only: its VMs start slower, and share less", "key", t.key[:12], "error", err)
+			t.worn = err
+		}
+	}
+	d.log.Info("template made", "key", t.key[:12], "mib", t.bytes>>20, "forks", t.zygote != nil)
 	return t, nil
 }
 

@@ -4,6 +4,7 @@
 package qemu
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -41,8 +42,15 @@ func makeTemplate(t testing.TB, d *Driver, s hypervisor.Spec) hypervisor.Templat
 		defer conn.Close()
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
 		defer stop()
-		_, err = conn.Read(make([]byte, 100)) // its first line
-		return err
+		if _, err := io.WriteString(conn, "echo anybody\n"); err != nil {
+			return err
+		}
+		for in := bufio.NewScanner(conn); in.Scan(); {
+			if in.Text() == "anybody" { // a guest that has booted has said something before
+				return nil
+			}
+		}
+		return errors.New("the guest does not answer")
 	}
 	s.Dir = filepath.Join(s.Dir, "template")
 	if err := os.Mkdir(s.Dir, 0o700); err != nil {

@@ -31,6 +31,7 @@ type vm struct {
 	unplugs unplugs
 	memory  chan struct{} // capacity 1: the guest has taken or given back memory
 	moved   chan string   // capacity 1: how a migration ended
+	forked  bool          // from a zygote
 
 	mu     sync.Mutex
 	size   hypervisor.Size   // guarded by mu: what rec said at first, and Resize since
@@ -68,7 +69,7 @@ func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.Fil
 		return nil, err
 	}
 	v.console = openConsole(rec.Dir, conn)
-	if from.ram == ramCloned {
+	if from.ram.fromState() {
 		if err := v.becomeClone(ctx, from); err != nil {
 			return nil, err
 		}
@@ -83,7 +84,7 @@ func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.Fil
 		return nil, errors.New("its starter died before it had given it the state of its template")
 	}
 	// Prelaunch also when adopted: the starter died between exec and here.
-	if status.Status == "prelaunch" || from.ram == ramCloned {
+	if status.Status == "prelaunch" || from.ram.fromState() || from.ram == ramForked {
 		if err := v.monitor.execute(ctx, "cont", nil, nil); err != nil {
 			return nil, err
 		}
