@@ -124,14 +124,29 @@ const manyClones = 64
 // TestNoTwoClonesDrawTheSameNumbers shows what the new generation id of each QEMU does, without a word of the host; what
 // the agent adds by the host's greeting comes on top.
 func TestNoTwoClonesDrawTheSameNumbers(t *testing.T) {
-	t.Parallel()
-	d, s := New(Options{}), templateSpec(t)
+	for name, o := range map[string]Options{"started": {}, "forked": {Zygote: buildZygote(t)}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			drawsDiffer(t, New(o), o.Zygote != "")
+		})
+	}
+}
+
+func drawsDiffer(t *testing.T, d *Driver, forked bool) {
+	s := templateSpec(t)
 	from := makeTemplate(t, d, s)
 	seen := map[string]int{}
 	for i := range manyClones {
 		v := clone(t, d, s, from, fmt.Sprint("c", i))
+		if v.(*vm).forked != forked {
+			t.Fatalf("forked is %t, want %t: %v", v.(*vm).forked, forked, from.(*template).worn)
+		}
 		c := connect(t, v)
-		if got := c.ask("forked"); got != "ok" {
+		told := "forked 1"
+		if forked {
+			told = "forked 1 2" // what it is a fork of is a clone itself
+		}
+		if got := c.ask(told); got != "ok" {
 			t.Fatal(got)
 		}
 		for _, question := range []string{"random", "read /proc/sys/kernel/random/boot_id", "read /proc/sys/kernel/random/uuid"} {

@@ -61,7 +61,9 @@ static const char *begin(const struct order *o, const struct given *g)
 	/* Capabilities are each thread's own, and inherited; the filter then is for all. */
 	if ((error = drop_capabilities(o->capabilities)) != NULL || (error = revive_threads()) != NULL)
 		return error;
-	return apply_filter();
+	if ((error = apply_filter()) != NULL)
+		return error;
+	return renew_generation();
 }
 
 static void become(const struct order *o, const struct given *g)
@@ -100,8 +102,8 @@ int obey(void)
 		say(control_fd, "the order is not understood");
 		return 0;
 	}
-	error = have_filter ? park_threads() : "QEMU has no filter of system calls that its child could be put under";
-	if (error == NULL) {
+	error = have_filter ? find_generation() : "QEMU has no filter of system calls that its child could be put under";
+	if (error == NULL && (error = park_threads()) == NULL) {
 		error = check_descriptors(&order, &given);
 		if (error == NULL) {
 			child = fork_parked(CLONE_PARENT | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET);

@@ -79,6 +79,10 @@ void keep_filter(void *context);  /* of libseccomp */
 const char *apply_filter(void);
 extern bool have_filter;
 
+/* generation.c */
+const char *find_generation(void);
+const char *renew_generation(void);
+
 /* names.c */
 void rename_process(const char *from, const char *to);
 
