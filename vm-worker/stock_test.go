@@ -38,6 +38,8 @@ type fakeTemplate struct{ key string }
 
 func (f *fakeTemplate) Key() string  { return f.key }
 func (f *fakeTemplate) Bytes() int64 { return 1 << 20 }
+func (f *fakeTemplate) Process() int { return 0 }
+func (f *fakeTemplate) Worn() error  { return nil }
 func (f *fakeTemplate) Close() error { return nil }
 
 func (d *templating) TemplateKey(_ context.Context, s hypervisor.Spec) (string, error) {

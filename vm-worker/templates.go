@@ -191,13 +191,19 @@ func (t *templates) tellFailed(ctx context.Context, k kind, err error) {
 	t.w.event(ctx, "template", string(k), "failed", map[string]string{"error": err.Error()})
 }
 
-// cloned counts.
+// cloned counts, and gives up a template that has become worse, though not more often than one that fails.
 func (t *templates) cloned(from hypervisor.Template) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, m := range t.byKind {
-		if m.template == from {
-			m.clones++
+		if m.template != from {
+			continue
+		}
+		m.clones++
+		if worn := from.Worn(); worn != nil && time.Since(m.made) > templateRetry {
+			t.w.log.Warn("another template is made", "kind", m.kind, "error", worn)
+			t.dropLocked(m)
+			t.w.stock.wake()
 		}
 	}
 }
@@ -355,6 +361,10 @@ func (t *templates) describe() []*vmv1.Template {
 			d.State, d.Error = "failed", m.err.Error()
 		case m.template != nil:
 			d.State, d.Key, d.Bytes = "ready", m.template.Key(), uint64(m.template.Bytes())
+			d.Pid = int32(m.template.Process())
+			if worn := m.template.Worn(); worn != nil {
+				d.Worn = worn.Error()
+			}
 			d.Made, d.Took = timestamppb.New(m.made), durationpb.New(m.took)
 		}
 		all = append(all, d)

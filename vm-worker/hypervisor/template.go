@@ -32,6 +32,11 @@ type Template interface {
 	Key() string
 	// Bytes is the memory of the host that it holds.
 	Bytes() int64
+	// Process is that of the stopped VM which forks those that start from the template; 0: they start by themselves.
+	Process() int
+	// Worn tells why VMs that start from it take longer and share less than they could, so that it is worth
+	// making another; nil while there is no reason.
+	Worn() error
 	// Close gives it up. What was started from it lives on, and shares its memory
 	// with others that were.
 	Close() error

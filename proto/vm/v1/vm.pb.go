@@ -3135,6 +3135,8 @@ type Template struct {
 	Made          *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=made,proto3" json:"made,omitempty"`
 	Took          *durationpb.Duration   `protobuf:"bytes,7,opt,name=took,proto3" json:"took,omitempty"`      // to make it
 	Clones        uint64                 `protobuf:"varint,8,opt,name=clones,proto3" json:"clones,omitempty"` // VMs started from it
+	Pid           int32                  `protobuf:"varint,9,opt,name=pid,proto3" json:"pid,omitempty"`       // process that forks them; 0: they start by themselves
+	Worn          string                 `protobuf:"bytes,10,opt,name=worn,proto3" json:"worn,omitempty"`     // why they start slower than they could; another template is made in a while
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3223,6 +3225,20 @@ func (x *Template) GetClones() uint64 {
 		return x.Clones
 	}
 	return 0
+}
+
+func (x *Template) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Template) GetWorn() string {
+	if x != nil {
+		return x.Worn
+	}
+	return ""
 }
 
 var File_vm_v1_vm_proto protoreflect.FileDescriptor
@@ -3492,7 +3508,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x06missed\x18\x05 \x01(\x04R\x06missed\x126\n" +
 	"\ttemplates\x18\x06 \x03(\v2\x18.bulkhead.vm.v1.TemplateR\ttemplates\x125\n" +
 	"\tsandboxes\x18\a \x03(\v2\x17.bulkhead.vm.v1.SandboxR\tsandboxes\x12\x12\n" +
-	"\x04next\x18\b \x01(\tR\x04next\"\xe9\x01\n" +
+	"\x04next\x18\b \x01(\tR\x04next\"\x8f\x02\n" +
 	"\bTemplate\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -3501,7 +3517,10 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x05bytes\x18\x05 \x01(\x04R\x05bytes\x12.\n" +
 	"\x04made\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04made\x12-\n" +
 	"\x04took\x18\a \x01(\v2\x19.google.protobuf.DurationR\x04took\x12\x16\n" +
-	"\x06clones\x18\b \x01(\x04R\x06clones*\xc9\x01\n" +
+	"\x06clones\x18\b \x01(\x04R\x06clones\x12\x10\n" +
+	"\x03pid\x18\t \x01(\x05R\x03pid\x12\x12\n" +
+	"\x04worn\x18\n" +
+	" \x01(\tR\x04worn*\xc9\x01\n" +
 	"\x0fContainerStatus\x12 \n" +
 	"\x1cCONTAINER_STATUS_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19CONTAINER_STATUS_CREATING\x10\x01\x12\x1c\n" +

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,10 +37,30 @@ func starter(dir string) {
 			return syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		}
 	}
+	if library := os.Getenv("BULKHEAD_TEST_FORK"); library != "" {
+		forkStarter(spec, library)
+	}
 	if _, err := New(Options{}).Start(context.Background(), spec); err != nil {
 		panic(err)
 	}
 	os.Stdout.WriteString("started\n")
+	select {}
+}
+
+// forkStarter makes a template in one directory, has a VM forked in another, and waits.
+func forkStarter(spec hypervisor.Spec, library string) {
+	d, dir := New(Options{Zygote: library}), spec.Dir
+	spec.Dir = filepath.Join(dir, "template")
+	from, err := d.MakeTemplate(context.Background(), spec, answers)
+	if err != nil {
+		panic(err)
+	}
+	spec.Dir, spec.From = filepath.Join(dir, "c"), from
+	v, err := d.Start(context.Background(), spec)
+	if err != nil || !v.(*vm).forked {
+		panic(errors.Join(err, from.Worn()))
+	}
+	fmt.Printf("forked by %d\n", from.Process())
 	select {}
 }
 

@@ -20,16 +20,55 @@ import (
 )
 
 func TestQEMUIsJailed(t *testing.T) {
-	t.Parallel()
-	spec := newSpec(t)
-	adj := 7
-	spec.OOMScoreAdj = &adj
 	secret, err := os.Open("/etc/passwd") // held here, and not to be inherited
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer secret.Close()
-	v := startVM(t, spec)
+	t.Cleanup(func() { secret.Close() })
+	adj := 7
+	t.Run("started", func(t *testing.T) {
+		t.Parallel()
+		spec := newSpec(t)
+		spec.OOMScoreAdj = &adj
+		isJailed(t, spec, startVM(t, spec))
+	})
+	t.Run("forked", func(t *testing.T) {
+		t.Parallel()
+		d, spec := New(Options{Zygote: buildZygote(t)}), templateSpec(t)
+		spec.OOMScoreAdj = &adj
+		from := makeTemplate(t, d, spec)
+		v := clone(t, d, spec, from, "c")
+		if !v.(*vm).forked {
+			t.Fatal(from.Worn())
+		}
+		isJailed(t, spec, v)
+		// Nothing that either writes to reaches the other.
+		own, others := descriptors(t, v.Record().PID), descriptors(t, from.Process())
+		for file, what := range own {
+			if _, both := others[file]; both && !strings.HasPrefix(what, "/") && what != "anon_inode:[signalfd]" {
+				t.Errorf("the VM and its zygote share %s", what)
+			}
+		}
+	})
+}
+
+// descriptors are the open files of a process that can be told apart: kcmp(2) would tell all, and needs more.
+func descriptors(t *testing.T, pid int) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	for _, fd := range list(t, fmt.Sprintf("/proc/%d/fd", pid)) {
+		what, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd))
+		if err != nil {
+			continue // that of the listing itself
+		}
+		info := fieldsOf(t, fmt.Sprintf("/proc/%d/fdinfo/%s", pid, fd))
+		files[what+" "+info["eventfd-id"]] = what
+	}
+	return files
+}
+
+func isJailed(t *testing.T, spec hypervisor.Spec, v hypervisor.VM) {
+	t.Helper()
 	proc := fmt.Sprintf("/proc/%d", v.Record().PID)
 
 	for _, ns := range []string{"mnt", "pid", "ipc", "uts", "net"} {
@@ -39,25 +78,29 @@ func TestQEMUIsJailed(t *testing.T) {
 			t.Errorf("the %s namespace is %s, ours is %s, %v", ns, its, own, err)
 		}
 	}
-	status := fieldsOf(t, proc+"/status")
 	var want uint64
 	for _, c := range capabilities {
 		want |= 1 << c
 	}
-	for _, set := range []string{"CapEff", "CapPrm", "CapBnd"} {
-		if got, _ := strconv.ParseUint(status[set], 16, 64); got != want {
-			t.Errorf("%s is %x, want %x", set, got, want)
+	for _, thread := range list(t, proc+"/task") { // each has its own
+		status := fieldsOf(t, proc+"/task/"+thread+"/status")
+		for _, set := range []string{"CapEff", "CapPrm", "CapBnd"} {
+			if got, _ := strconv.ParseUint(status[set], 16, 64); got != want {
+				t.Errorf("%s of thread %s is %x, want %x", set, thread, got, want)
+			}
 		}
-	}
-	for name, want := range map[string]string{"CapInh": "0000000000000000", "CapAmb": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2"} {
-		if status[name] != want {
-			t.Errorf("%s is %s, want %s", name, status[name], want)
+		for name, want := range map[string]string{
+			"CapInh": "0000000000000000", "CapAmb": "0000000000000000", "NoNewPrivs": "1", "Seccomp": "2", "Seccomp_filters": "1",
+		} {
+			if status[name] != want {
+				t.Errorf("%s of thread %s is %s, want %s", name, thread, status[name], want)
+			}
 		}
 	}
 	if b, _ := os.ReadFile(proc + "/oom_score_adj"); strings.TrimSpace(string(b)) != "7" {
 		t.Errorf("oom_score_adj is %s", b)
 	}
-	if got, want := list(t, proc+"/root"), []string{".stage", "dev", "etc", "guest", "lib", "lib32", "lib64", "libx32", "proc", "share", "usr"}; !subset(got, want) {
+	if got, want := list(t, proc+"/root"), []string{".stage", "dev", "etc", "guest", "lib", "lib32", "lib64", "libx32", "proc", "share", "usr", "zygote.so"}; !subset(got, want) {
 		t.Errorf("the jail's root has %v, want nothing but %v", got, want)
 	}
 	if got, want := list(t, proc+"/root/dev"), []string{"null", "urandom", "zero"}; !slices.Equal(got, want) {

@@ -73,6 +73,23 @@ func (t *template) Close() error {
 	return err
 }
 
+// Process implements hypervisor.Template.
+func (t *template) Process() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.zygote == nil {
+		return 0
+	}
+	return t.zygote.process.PID
+}
+
+// Worn implements hypervisor.Template.
+func (t *template) Worn() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.worn
+}
+
 // wear ends the template's zygote, which did not fork.
 func (t *template) wear(err error) {
 	t.mu.Lock()

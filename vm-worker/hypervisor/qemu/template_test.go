@@ -34,36 +34,38 @@ func templateSpec(t testing.TB) hypervisor.Spec {
 // makeTemplate makes a template that the test's end gives up.
 func makeTemplate(t testing.TB, d *Driver, s hypervisor.Spec) hypervisor.Template {
 	t.Helper()
-	ready := func(ctx context.Context, v hypervisor.VM) error {
-		conn, err := v.DialCtl(ctx)
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
-		stop := context.AfterFunc(ctx, func() { conn.Close() })
-		defer stop()
-		if _, err := io.WriteString(conn, "echo anybody\n"); err != nil {
-			return err
-		}
-		for in := bufio.NewScanner(conn); in.Scan(); {
-			if in.Text() == "anybody" { // a guest that has booted has said something before
-				return nil
-			}
-		}
-		return errors.New("the guest does not answer")
-	}
 	s.Dir = filepath.Join(s.Dir, "template")
 	if err := os.Mkdir(s.Dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	made, err := d.MakeTemplate(t.Context(), s, ready)
+	made, err := d.MakeTemplate(t.Context(), s, answers)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("made in %s: %d MiB", time.Since(began), made.Bytes()>>20)
 	t.Cleanup(func() { made.Close() })
 	return made
+}
+
+// answers waits until the test's guest does.
+func answers(ctx context.Context, v hypervisor.VM) error {
+	conn, err := v.DialCtl(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if _, err := io.WriteString(conn, "echo anybody\n"); err != nil {
+		return err
+	}
+	for in := bufio.NewScanner(conn); in.Scan(); {
+		if in.Text() == "anybody" { // a guest that has booted has said something before
+			return nil
+		}
+	}
+	return errors.New("the guest does not answer")
 }
 
 // clone starts a VM from the template in a directory of its own.
@@ -139,7 +141,7 @@ func drawsDiffer(t *testing.T, d *Driver, forked bool) {
 	for i := range manyClones {
 		v := clone(t, d, s, from, fmt.Sprint("c", i))
 		if v.(*vm).forked != forked {
-			t.Fatalf("forked is %t, want %t: %v", v.(*vm).forked, forked, from.(*template).worn)
+			t.Fatalf("forked is %t, want %t: %v", v.(*vm).forked, forked, from.Worn())
 		}
 		c := connect(t, v)
 		told := "forked 1"

@@ -41,9 +41,6 @@ const (
 	busyRetry = 5 * time.Millisecond
 )
 
-// errNoZygote says that this template is one of memory alone.
-var errNoZygote = errors.New("the template has no process to fork")
-
 // makeZygote starts a VM from the template, has its guest made ready once more, and stops it.
 func (d *Driver) makeZygote(ctx context.Context, s hypervisor.Spec, t *template, ready func(context.Context, hypervisor.VM) error) (_ *zygote, err error) {
 	from, err := t.open()

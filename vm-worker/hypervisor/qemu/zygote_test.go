@@ -4,13 +4,17 @@
 package qemu
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"bulkhead/vm-worker/hypervisor"
+
+	"golang.org/x/sys/unix"
 )
 
 func buildZygote(t testing.TB) string {
@@ -31,14 +35,14 @@ func TestVMsAreForkedFromAZygote(t *testing.T) {
 	t.Parallel()
 	d, s := New(Options{Zygote: buildZygote(t)}), templateSpec(t)
 	from := makeTemplate(t, d, s)
-	if worn := from.(*template).worn; worn != nil {
-		t.Fatal(worn)
+	if from.Worn() != nil || from.Process() == 0 {
+		t.Fatal(from.Worn(), from.Process())
 	}
 	for i := range 3 {
 		began := time.Now()
 		v := clone(t, d, s, from, fmt.Sprint("c", i))
 		if !v.(*vm).forked {
-			t.Fatal("it was not forked:", from.(*template).worn)
+			t.Fatal("it was not forked:", from.Worn())
 		}
 		c := connect(t, v)
 		if got := c.ask("echo hello"); got != "hello" {
@@ -59,6 +63,88 @@ func TestVMsAreForkedFromAZygote(t *testing.T) {
 			if _, err := fmt.Sscanf(c.ask("read /proc/meminfo"), "MemTotal: %d kB", &kib); err != nil || kib < 300<<10 {
 				t.Errorf("the clone has %d KiB, %v", kib, err)
 			}
+		}
+	}
+}
+
+func TestAVMIsStartedWhenItCannotBeForked(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{Zygote: buildZygote(t)}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	before := clone(t, d, s, from, "before")
+	if err := unix.Kill(from.Process(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	v := clone(t, d, s, from, "after")
+	if v.(*vm).forked || from.Worn() == nil || from.Process() != 0 {
+		t.Errorf("it is forked: %t; the template: %v, process %d", v.(*vm).forked, from.Worn(), from.Process())
+	}
+	for _, v := range []hypervisor.VM{before, v} {
+		if got := connect(t, v).ask("echo hello"); got != "hello" {
+			t.Errorf("a VM answers %q", got)
+		}
+	}
+}
+
+func TestAForkThatFailsLeavesNothing(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{Zygote: buildZygote(t)}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	s.Dir = filepath.Join(s.Dir, "refused")
+	if err := os.Mkdir(s.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	refusal := errors.New("not this one")
+	var pids []int
+	s.From, s.Launched = from, func(rec hypervisor.Record) error {
+		pids = append(pids, rec.PID)
+		return refusal
+	}
+	if _, err := d.Start(t.Context(), s); !errors.Is(err, refusal) {
+		t.Errorf("the start ends with %v", err)
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, 0); !errors.Is(err, unix.ESRCH) {
+			t.Errorf("process %d is left: %v", pid, err)
+		}
+	}
+	if len(pids) == 0 {
+		t.Error("nothing was launched")
+	}
+}
+
+func TestForkedVMsOutliveTheirStarterAndTheZygoteDoesNot(t *testing.T) {
+	t.Parallel()
+	s := templateSpec(t)
+	for _, dir := range []string{"template", "c"} {
+		if err := os.Mkdir(filepath.Join(s.Dir, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var zygote int
+	said := runStarter(t, s, "BULKHEAD_TEST_FORK="+buildZygote(t))
+	if _, err := fmt.Sscanf(said, "forked by %d\n", &zygote); err != nil {
+		t.Fatalf("the starter said %q", said)
+	}
+	rec, err := hypervisor.LoadRecord(filepath.Join(s.Dir, "c"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := New(Options{}).Adopt(t.Context(), rec)
+	if err != nil {
+		_ = rec.KillProcess()
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { killVM(t, v) })
+	if got := connect(t, v).ask("echo still here"); got != "still here" {
+		t.Errorf("the adopted guest answers %q", got)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := hypervisor.FindProcess(zygote); errors.Is(err, hypervisor.ErrGone) {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the zygote, process %d, has outlived its starter", zygote)
 		}
 	}
 }
