@@ -18,6 +18,9 @@ func testMain(m *testing.M) int {
 	if os.Getenv(childEnv) != "" {
 		return childMain()
 	}
+	if file := os.Getenv(thrashEnv); file != "" {
+		return thrash(file)
+	}
 	dir, err := os.MkdirTemp("", "worker-test")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -20,19 +20,19 @@ const (
 	// pressureTrigger has the kernel tell when processes have waited for memory for 150 ms within
 	// 2 s (Documentation/accounting/psi.rst, "Monitoring for pressure thresholds").
 	pressureTrigger = "some 150000 2000000"
-	pressureFile    = "/proc/pressure/memory"
+	hostPressure    = "/proc/pressure/memory"
 	// pressureHigh is the share of the last ten seconds in which somebody waited, in percent.
 	pressureHigh = 10.0
 )
 
 // memoryShort says in a sentence why the host has no memory for what nobody uses yet;
 // empty when it has.
-func memoryShort() string {
+func (k *stock) memoryShort() string {
 	total, available := meminfo()
 	if available < total/poolReserve {
 		return fmt.Sprintf("the host has %d MiB of memory left, less than a tenth of all", available>>20)
 	}
-	if waited := memoryPressure(); waited > pressureHigh {
+	if waited := memoryPressure(k.w.pressure); waited > pressureHigh {
 		return fmt.Sprintf("processes of the host waited for memory for %.0f %% of the last 10 s", waited)
 	}
 	return ""
@@ -64,8 +64,8 @@ func meminfo() (total, available uint64) {
 }
 
 // memoryPressure is avg10 of "some" in percent; 0 where the kernel does not tell.
-func memoryPressure() float64 {
-	text, err := os.ReadFile(pressureFile)
+func memoryPressure(file string) float64 {
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return 0
 	}
@@ -81,7 +81,7 @@ func memoryPressure() float64 {
 // watchPressure empties the pool whenever the kernel says that the host is short of memory, until
 // the worker stops. Where it does not say so, the pool only stops to be filled.
 func (k *stock) watchPressure() {
-	psi, err := unix.Open(pressureFile, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	psi, err := unix.Open(k.w.pressure, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		k.w.log.Debug("no word from the kernel when memory is short", "error", err)
 		return
@@ -111,7 +111,7 @@ func (k *stock) watchPressure() {
 		case fds[0].Revents&unix.POLLERR != 0:
 			return
 		case fds[0].Revents&unix.POLLPRI != 0:
-			if short := memoryShort(); short != "" {
+			if short := k.memoryShort(); short != "" {
 				k.say(short)
 				k.drain(k.w.context(), "the host is short of memory")
 				k.wake() // which asks again, and then waits

@@ -38,12 +38,13 @@ type host struct {
 	stock  *templating // nil: the hypervisor has no templates
 	cfg    config.VM
 
-	cgroups string // where the containers have their host cgroups
-	before  []int  // fake VMs that are not this test's
-	stop    func() // ends the worker as SIGTERM does and waits for it
-	mu      sync.Mutex
-	events  []*busv1.Event // guarded by mu
-	changed chan struct{}  // guarded by mu: closed at the next event
+	pressure string // where the kernel tells of waits for memory; empty: the host's
+	cgroups  string // where the containers have their host cgroups
+	before   []int  // fake VMs that are not this test's
+	stop     func() // ends the worker as SIGTERM does and waits for it
+	mu       sync.Mutex
+	events   []*busv1.Event // guarded by mu
+	changed  chan struct{}  // guarded by mu: closed at the next event
 }
 
 // newHost starts a worker. Everything is checked to be gone when the test ends.
@@ -125,7 +126,7 @@ func (h *host) serve() {
 	go func() {
 		ended <- vmworker.Run(ctx, vmworker.Deps{
 			Conn: conn, RunDir: h.bus.RunDir, Config: h.cfg, Driver: driver, Log: bustest.Log(h.t),
-			Version: "0.0.1", Serving: func() { _ = conn.NATS().Flush(); close(serving) },
+			Version: "0.0.1", Serving: func() { _ = conn.NATS().Flush(); close(serving) }, PressureFile: h.pressure,
 		})
 	}()
 	select {

@@ -32,6 +32,7 @@ import (
 type stock struct {
 	w         *Worker
 	templates *templates
+	parts     *parts        // nil: nobody tells when a file changes
 	work      chan struct{} // capacity 1: something may be missing
 	done      chan struct{} // closed when run has ended; nil: it was not begun
 
@@ -74,9 +75,11 @@ func (k *stock) begin() {
 // template without one, when the first VM would have used it.
 func (k *stock) run() {
 	defer close(k.done)
+	k.removeLeft()
 	if k.templates.driver == nil {
 		return
 	}
+	k.followParts()
 	if k.w.cfg.Pool > 0 {
 		k.templates.want(plainKind)
 		k.wake()
@@ -91,6 +94,7 @@ func (k *stock) run() {
 		case <-k.work:
 		case <-retry.C:
 		}
+		k.dropStale(k.w.context()) // before a template is made in its place, which takes a boot
 		for _, kind := range k.templates.missing() {
 			k.templates.make(k.w.context(), kind)
 		}
@@ -111,7 +115,7 @@ func (k *stock) fill(ctx context.Context) bool {
 			k.say("")
 			return true
 		}
-		if short := memoryShort(); short != "" {
+		if short := k.memoryShort(); short != "" {
 			k.say(short)
 			return false
 		}
@@ -333,15 +337,24 @@ func (k *stock) close() {
 	cgroup := k.cgroup
 	k.cgroup = nil
 	k.mu.Unlock()
-	if cgroup == nil { // that of an earlier worker, which was killed, when this one has made nothing
-		if left, err := hostcgroup.Load(k.cgroupFile()); err == nil {
-			cgroup = left
-		}
-	}
 	if cgroup != nil {
 		if err := k.removeCgroup(ctx, cgroup); err != nil {
 			k.w.log.Warn("cgroup of the pool not removed", "error", err)
 		}
+	}
+}
+
+// removeLeft removes the cgroup of an earlier worker that was killed; what was in it was found by its directories.
+func (k *stock) removeLeft() {
+	left, err := hostcgroup.Load(k.cgroupFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err == nil {
+		err = k.removeCgroup(k.w.context(), left)
+	}
+	if err != nil {
+		k.w.log.Warn("cgroup of an earlier pool not removed", "error", err)
 	}
 }
 
@@ -353,13 +366,6 @@ func (k *stock) cgroupProcs(ctx context.Context) ([]string, error) {
 	defer k.mu.Unlock()
 	if k.cgroup != nil {
 		return k.cgroup.ProcsPaths(), nil
-	}
-	if left, err := hostcgroup.Load(k.cgroupFile()); err == nil {
-		if err := k.removeCgroup(ctx, left); err != nil { // an earlier worker's, which was killed
-			return nil, err
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
 	}
 	weight := uint64(stockWeight)
 	// Several daemons may share a host, each with a directory of its own.

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +28,7 @@ type templating struct {
 
 	mu     sync.Mutex     // guards all below
 	parts  string         // what templates are made of
+	file   string         // and this file's contents; empty: none
 	broken error          // why none can be made
 	deaf   bool           // VMs cannot be started from one
 	spoil  func(*hanging) // does harm to a VM that was started from one; nil: none comes to any
@@ -45,7 +47,20 @@ func (f *fakeTemplate) Close() error { return nil }
 func (d *templating) TemplateKey(_ context.Context, s hypervisor.Spec) (string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return fmt.Sprint(d.parts, s.KernelArgs), nil
+	if d.file == "" {
+		return fmt.Sprint(d.parts, s.KernelArgs), nil
+	}
+	contents, err := os.ReadFile(d.file)
+	return fmt.Sprint(d.parts, s.KernelArgs, string(contents)), err
+}
+
+func (d *templating) TemplateFiles(context.Context, hypervisor.Spec) ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.file == "" {
+		return nil, nil
+	}
+	return []string{d.file, d.file + ".absent"}, nil
 }
 
 func (d *templating) MakeTemplate(ctx context.Context, s hypervisor.Spec, ready func(context.Context, hypervisor.VM) error) (hypervisor.Template, error) {
@@ -214,6 +229,41 @@ func TestWhatWasMadeOfOtherPartsIsNotUsed(t *testing.T) {
 	h.awaitPool("been made of the new parts", func(p *vmv1.PoolReply) bool {
 		return full(p) && p.Sandboxes[0].Id != old.Id && strings.HasPrefix(p.Sandboxes[0].Template, "second")
 	})
+	h.stop()
+	h.expectNoTrace()
+}
+
+// TestWhatAChangedFileWasPartOfIsReplacedUnmet: without a create that would meet it.
+func TestWhatAChangedFileWasPartOfIsReplacedUnmet(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "kernel")
+	write := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(file, "one")
+	h := newStock(t, 1, func(d *templating) { d.file = file })
+	made := func(of string) func(*vmv1.PoolReply) bool {
+		return func(p *vmv1.PoolReply) bool {
+			return full(p) && strings.HasSuffix(p.Sandboxes[0].Template, of) && len(p.Templates) == 1 && strings.HasSuffix(p.Templates[0].Key, of)
+		}
+	}
+	old := h.awaitPool("been made", made("one")).Sandboxes[0]
+	write(file, "two") // in place
+	h.awaitPool("followed a file that was written", made("two"))
+	write(file+".new", "three") // as packages do
+	if err := os.Rename(file+".new", file); err != nil {
+		t.Fatal(err)
+	}
+	h.awaitPool("followed a file that was replaced", made("three"))
+	eventually(t, "the first VM has ended", func() bool { return !slices.Contains(h.vms(), int(old.Pid)) })
+	h.stock.set(func() { h.stock.broken = errors.New("no kernel") })
+	write(file, "four")
+	h.awaitPool("failed", func(p *vmv1.PoolReply) bool { return len(p.Templates) == 1 && p.Templates[0].State == "failed" })
+	h.stock.set(func() { h.stock.broken = nil })
+	write(file, "five") // what failed is not tried again for a while, unless it is another
+	h.awaitPool("followed a file that makes one again", made("five"))
 	h.stop()
 	h.expectNoTrace()
 }

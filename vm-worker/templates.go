@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -59,6 +60,7 @@ type madeTemplate struct {
 	kind     kind
 	template hypervisor.Template // nil: on its way, or failed
 	err      error               // why it failed
+	key      string              // of what it was to be made of, when that is known
 	failed   time.Time
 	made     time.Time
 	took     time.Duration
@@ -131,7 +133,7 @@ func (t *templates) current(ctx context.Context, k kind, base hypervisor.Spec) (
 		t.w.stock.wake()
 		return nil, errors.New("the first template is not made yet")
 	case m.err != nil:
-		if time.Since(m.failed) > templateRetry {
+		if time.Since(m.failed) > templateRetry || m.key != key {
 			delete(t.byKind, k)
 			t.w.stock.wake()
 		}
@@ -173,7 +175,7 @@ func (t *templates) distrust(ctx context.Context, bad hypervisor.Template, err e
 		k, found = m.kind, true
 		t.dropLocked(m)
 		if !gone {
-			t.byKind[k] = &madeTemplate{kind: k, err: err, failed: time.Now()}
+			t.byKind[k] = &madeTemplate{kind: k, err: err, key: bad.Key(), failed: time.Now()}
 		}
 	}
 	t.mu.Unlock()
@@ -203,6 +205,35 @@ func (t *templates) cloned(from hypervisor.Template) {
 		if worn := from.Worn(); worn != nil && time.Since(m.made) > templateRetry {
 			t.w.log.Warn("another template is made", "kind", m.kind, "error", worn)
 			t.dropLocked(m)
+			t.w.stock.wake()
+		}
+	}
+}
+
+// dropStale gives up what was made of parts that are others now, also what failed with them.
+func (t *templates) dropStale(ctx context.Context) {
+	t.mu.Lock()
+	kinds := slices.Collect(maps.Keys(t.byKind))
+	t.mu.Unlock()
+	for _, k := range kinds {
+		base, err := t.w.base(k)
+		if err != nil {
+			continue
+		}
+		key, err := t.driver.TemplateKey(ctx, base)
+		if err != nil {
+			t.w.log.Debug("parts of a template not read", "kind", k, "error", err)
+			continue // one is being replaced, and that is told as well; without it no VM starts
+		}
+		t.mu.Lock()
+		m := t.byKind[k]
+		stale := m != nil && (m.template != nil && m.template.Key() != key || m.err != nil && m.key != key)
+		if stale {
+			t.dropLocked(m)
+		}
+		t.mu.Unlock()
+		if stale {
+			t.w.log.Info("what a template was made of has changed; another is made", "kind", k)
 			t.w.stock.wake()
 		}
 	}
@@ -246,10 +277,11 @@ func (t *templates) make(ctx context.Context, k kind) {
 	t.byKind[k] = m
 	t.mu.Unlock()
 	began := time.Now()
+	key := t.w.stock.watchParts(ctx, k) // before: what changes while it is made is told
 	made, err := t.boot(ctx, k)
 	t.mu.Lock()
 	if err != nil {
-		m.err, m.failed = err, time.Now()
+		m.err, m.failed, m.key = err, time.Now(), key
 	} else {
 		m.template, m.made, m.took = made, time.Now(), time.Since(began)
 	}

@@ -19,10 +19,8 @@ import (
 // then one that boots. Later it cannot, as the container's file systems are the first VM's by then.
 
 const (
-	// cloneTime bounds the wait for the agent of a clone; one that boots gets [vm] boot_timeout.
-	cloneTime = 10 * time.Second
-	// answerTime bounds the first question to a clone.
-	answerTime = 5 * time.Second
+	// clonePart and answerPart of [vm] boot_timeout bound the wait for the agent of a clone, and the first question to it.
+	clonePart, answerPart = 6, 12
 	// maxClones is how many clones a create tries before it boots a VM.
 	maxClones = 2
 	// maxFault is what of a reason goes into records and events, in bytes.
@@ -135,7 +133,7 @@ func (s *sandbox) attempt(ctx context.Context, p *plan, cgroupProcs []string, se
 	s.phase("agent_ready", began)
 	limit := processorTime
 	if s.onTrial() && p.size.VCPUs <= s.machine().Record().VCPUs { // else its kernel has processors to bring up
-		limit = answerTime
+		limit = min(limit, s.w.cfg.BootTimeout.Duration/answerPart)
 	}
 	if err := s.grow(ctx, p); err != nil {
 		return err
@@ -181,7 +179,7 @@ func (s *sandbox) patience(ctx context.Context) time.Duration {
 	if !s.onTrial() {
 		return limit
 	}
-	limit = min(limit, cloneTime)
+	limit /= clonePart
 	if at, ok := ctx.Deadline(); ok {
 		limit = min(limit, time.Until(at)/4)
 	}

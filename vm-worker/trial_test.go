@@ -5,6 +5,7 @@ package vmworker_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -136,6 +137,34 @@ func TestAPoolVMThatFailsWhenItIsTakenIsReplaced(t *testing.T) {
 				t.Errorf("a VM of the pool that failed has cost the template: %v", p)
 			}
 		})
+	}
+	h.stop()
+	h.expectNoTrace()
+}
+
+// TestCardsOfManyClonesHaveAddressesOfTheirOwn: also where their links have none, or all the same, as those of ipvlan.
+func TestCardsOfManyClonesHaveAddressesOfTheirOwn(t *testing.T) {
+	const clones = 64
+	h := newStock(t, 2)
+	nameless := link(2)
+	nameless.Mac = ""
+	h.newNet(nameless)
+	h.awaitPool("filled", full)
+	seen := map[string]string{}
+	for i := range clones {
+		id := fmt.Sprint("c", i)
+		h.create(id, "sleep")
+		s := h.state(id).Sandbox
+		for _, mac := range h.fake().NICs(s) {
+			if other := seen[mac]; other != "" {
+				t.Errorf("%s and %s have cards with the address %s", other, s, mac)
+			}
+			seen[mac] = s
+		}
+		h.delete(id, true)
+	}
+	if len(seen) != clones {
+		t.Errorf("%d clones have had %d addresses", clones, len(seen))
 	}
 	h.stop()
 	h.expectNoTrace()

@@ -4,6 +4,7 @@
 package vmworker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,9 @@ type Deps struct {
 	Driver  hypervisor.Driver
 	Log     hclog.Logger
 	Version string
+	// PressureFile is where the kernel tells how long processes have waited for memory: of the
+	// host, when empty, or of a cgroup (memory.pressure).
+	PressureFile string
 	// Serving, when set, is called once the service answers.
 	Serving func()
 }
@@ -52,6 +56,7 @@ type Worker struct {
 	ops      *bus.Operations
 	handover *share.Server
 	stock    *stock
+	pressure string // Deps.PressureFile
 
 	accelOnce   sync.Once
 	accel       hypervisor.Accelerator
@@ -130,6 +135,7 @@ func newWorker(ctx context.Context, d Deps) (*Worker, error) {
 			behind: make(chan struct{}, 1),
 		},
 		ops:        ops,
+		pressure:   cmp.Or(d.PressureFile, hostPressure),
 		handover:   handover,
 		containers: map[string]*container{},
 		sandboxes:  map[string]*sandbox{},

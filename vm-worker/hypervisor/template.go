@@ -18,6 +18,10 @@ type Templater interface {
 	// start from the same template. It is quick as long as no file has changed.
 	TemplateKey(ctx context.Context, spec Spec) (string, error)
 
+	// TemplateFiles are the host's files that a template for spec is made of, for whoever wants to be told
+	// when one changes. Not all of them need be there.
+	TemplateFiles(ctx context.Context, spec Spec) ([]string, error)
+
 	// MakeTemplate boots a VM in spec.Dir, waits for ready, which is to return when
 	// the guest waits for its identity, and keeps its state. The VM has ended when
 	// it returns, also with an error; the directory is the caller's to remove.

@@ -151,6 +151,10 @@ func drawsDiffer(t *testing.T, d *Driver, forked bool) {
 		if got := c.ask(told); got != "ok" {
 			t.Fatal(got)
 		}
+		// A card would be an identity too: it comes by hot-plug, with the address of its link (vm-worker).
+		if got := c.ask("list /sys/class/net"); got != "lo" {
+			t.Fatalf("clone %d has the interfaces %q", i, got)
+		}
 		for _, question := range []string{"random", "read /proc/sys/kernel/random/boot_id", "read /proc/sys/kernel/random/uuid"} {
 			number := c.ask(question)
 			if len(number) < 32 {
@@ -403,6 +407,47 @@ func TestACloneCannotChangeItsTemplate(t *testing.T) {
 	}
 	if digestOf(t, from) != sum {
 		t.Error("the template has changed")
+	}
+}
+
+// TestAMonitorHasNothingWrittenToATemplate: what a monitor can have QEMU do with a file, through each descriptor
+// of the template that a clone has.
+func TestAMonitorHasNothingWrittenToATemplate(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	sum := digestOf(t, from)
+	v := clone(t, d, s, from, "c")
+	c := connect(t, v)
+	if got := c.ask("echo hello"); got != "hello" {
+		t.Fatalf("the clone answers %q", got)
+	}
+	fds := fmt.Sprintf("/proc/%d/fd/", v.Record().PID)
+	tried := 0
+	for _, fd := range list(t, fds) {
+		if to, err := os.Readlink(fds + fd); err != nil || !strings.HasPrefix(to, "/memfd:guest-") {
+			continue
+		}
+		file := "/proc/self/fd/" + fd
+		for command, args := range map[string]map[string]any{
+			"pmemsave":          {"val": 0, "size": 4096, "filename": file},
+			"memsave":           {"val": 0, "size": 4096, "filename": file, "cpu-index": 0},
+			"dump-guest-memory": {"paging": false, "protocol": "file:" + file},
+			"chardev-add":       {"id": "c" + fd, "backend": map[string]any{"type": "file", "data": map[string]any{"out": file}}},
+			"object-add":        {"qom-type": "memory-backend-file", "id": "m" + fd, "size": 1 << 20, "mem-path": file, "share": true},
+		} {
+			tried++
+			if err := v.(*vm).monitor.execute(t.Context(), command, args, nil); err == nil {
+				t.Errorf("%s is done with descriptor %s", command, fd)
+			}
+		}
+	}
+	t.Logf("%d ways tried", tried)
+	if digestOf(t, from) != sum {
+		t.Error("the template has changed")
+	}
+	if got := c.ask("echo again"); got != "again" {
+		t.Errorf("afterwards the clone answers %q", got)
 	}
 }
 

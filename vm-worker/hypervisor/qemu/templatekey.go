@@ -45,16 +45,7 @@ func (d *Driver) TemplateKey(ctx context.Context, s hypervisor.Spec) (string, er
 	s.ID, s.Mergeable = "", false
 	key := sha256.New()
 	fmt.Fprintf(key, "%d %s\n%s\n", templateFormat, Name, strings.Join(args(binary, s, imageBytes, ramShared), "\n"))
-	files := []string{s.Kernel, s.Image, binary}
-	if library := d.preload.find(d.binary.release(), d.log); library != "" {
-		files = append(files, library)
-	}
-	for _, dir := range firmwareDirs {
-		for _, name := range firmware {
-			files = append(files, filepath.Join(dir, name))
-		}
-	}
-	for _, file := range files {
+	for _, file := range d.templateFiles(s, binary) {
 		digest, err := contents.digest(file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // firmware that is in another directory
@@ -65,6 +56,28 @@ func (d *Driver) TemplateKey(ctx context.Context, s hypervisor.Spec) (string, er
 		fmt.Fprintf(key, "%s %x\n", file, digest)
 	}
 	return hex.EncodeToString(key.Sum(nil)), nil
+}
+
+// TemplateFiles implements hypervisor.Templater.
+func (d *Driver) TemplateFiles(ctx context.Context, s hypervisor.Spec) ([]string, error) {
+	binary, err := d.binary.find(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return d.templateFiles(s, binary), nil
+}
+
+func (d *Driver) templateFiles(s hypervisor.Spec, binary string) []string {
+	files := []string{s.Kernel, s.Image, binary}
+	if library := d.preload.find(d.binary.release(), d.log); library != "" {
+		files = append(files, library)
+	}
+	for _, dir := range firmwareDirs {
+		for _, name := range firmware {
+			files = append(files, filepath.Join(dir, name))
+		}
+	}
+	return files
 }
 
 // contents remembers what files hold.
