@@ -71,10 +71,12 @@ $(BIN)/bulkhead-relay: $(GOSRC)
 	@echo "building $@"
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./runtime-frontend/cmd/bulkhead-relay
 
-# The agent needs cgo for libcontainer's nsenter and libseccomp, and is static: the guest holds nothing else.
-$(BIN)/bulkhead-agent: $(GOSRC)
+# The agent needs cgo for libcontainer's nsenter and libseccomp, and is static: the guest holds nothing else. Its segments are
+# whole huge pages (huge.ld); Go's cache does not see that file, so what the linker has made by it is known by its sum.
+AGENT_LAYOUT := agent/cmd/bulkhead-agent/huge.ld
+$(BIN)/bulkhead-agent: $(GOSRC) $(AGENT_LAYOUT)
 	@echo "building $@"
-	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp runc_nocriu' -ldflags '-s -w -linkmode external -extldflags -static' -o $@ ./agent/cmd/bulkhead-agent
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp runc_nocriu' -ldflags '-s -w -linkmode external -extldflags "-static -Wl,-z,max-page-size=0x200000,-z,separate-code,-T,$(abspath $(AGENT_LAYOUT)),--defsym=bulkhead_layout=0x$(shell sha256sum $(AGENT_LAYOUT) | head -c 8)"' -o $@ ./agent/cmd/bulkhead-agent
 
 # For QEMU before 9.2; the sources say why.
 $(PRELOAD): $(wildcard vm-worker/hypervisor/qemu/preload/*.c)

@@ -64,7 +64,8 @@ func buildGuest() (guest, error) {
 	}
 	agent := filepath.Join(BuildDir, "bulkhead-agent")
 	build := exec.Command("go", "build", "-trimpath", "-tags", "netgo osusergo seccomp runc_nocriu",
-		"-ldflags", "-s -w -linkmode external -extldflags -static", "-o", agent, "./agent/cmd/bulkhead-agent")
+		"-ldflags", "-s -w -linkmode external -extldflags '-static -Wl,-z,max-page-size=0x200000,-z,separate-code,-T,"+
+			filepath.Join(root(), "agent/cmd/bulkhead-agent/huge.ld")+"'", "-o", agent, "./agent/cmd/bulkhead-agent")
 	build.Dir = root()
 	build.Env = append(os.Environ(), "CGO_ENABLED=1")
 	if out, err := build.CombinedOutput(); err != nil {

@@ -114,6 +114,26 @@ func TestSameInputsGiveSameImage(t *testing.T) {
 	}
 }
 
+// TestTheAgentLiesInWholeHugePages: build-image looks where the segments have come to lie.
+func TestTheAgentLiesInWholeHugePages(t *testing.T) {
+	t.Parallel()
+	requireTools(t, "mke2fs", "debugfs", "readelf", "secilc")
+	agent := filepath.Join("..", "..", "build", "bin", "bulkhead-agent")
+	if _, err := os.Stat(agent); err != nil {
+		t.Skipf("needs the agent, which is not built: run \"make build\": %v", err)
+	}
+	const says = "is not in whole huge pages"
+	for _, c := range []struct {
+		agent string
+		says  bool
+	}{{agent, false}, {buildInit(t, t.TempDir()), true}} {
+		out, err := exec.Command("./build-image", c.agent, t.TempDir()).CombinedOutput()
+		if err != nil || strings.Contains(string(out), says) != c.says {
+			t.Errorf("build-image %s: %v, %q; want that it says %q: %v", c.agent, err, out, says, c.says)
+		}
+	}
+}
+
 func TestBuildImageRefusesWhatCannotBePID1(t *testing.T) {
 	t.Parallel()
 	requireTools(t, "mke2fs", "debugfs", "readelf", "secilc")
