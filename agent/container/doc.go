@@ -6,7 +6,7 @@
 // container process from its start to its collected exit status, and knows
 // what a container left behind.
 //
-// It may import libcontainer, the reaper, the standard library and, for the shape
+// It may import libcontainer, the reaper, the heap, the standard library and, for the shape
 // of statistics, proto/vm; it knows neither the bus nor the wire format of the
 // streams, which its caller gives it as a Streams. The invariant: what the specification asks for is done here or
 // refused by name (refuse.go); nothing is dropped silently, except what

@@ -6,9 +6,10 @@ package container
 import (
 	"context"
 	"fmt"
-	"runtime/debug"
 	"sync"
 	"time"
+
+	"bulkhead/agent/heap"
 )
 
 // LeastProcessors is how many threads of Go's have to be able to run in the agent at once (runtime.GOMAXPROCS), also
@@ -21,11 +22,10 @@ const LeastProcessors = 2
 // that has to move the border: so nothing may stop all of its threads meanwhile, which the garbage collector
 // does for a moment, and which would last until the fork is over.
 type forks struct {
-	mu      sync.Mutex    // guards all below
-	n       int           // under way
-	since   time.Time     // without a collection
-	percent int           // of garbage, at which the collector begins
-	over    chan struct{} // closed when none is under way any more
+	mu    sync.Mutex    // guards all below
+	n     int           // under way
+	since time.Time     // without a collection
+	over  chan struct{} // closed when none is under way any more
 }
 
 // forksAtOnce is for how long forks may overlap: then the garbage has its turn.
@@ -36,7 +36,8 @@ func (f *forks) begin(ctx context.Context) error {
 	for {
 		f.mu.Lock()
 		if f.n == 0 {
-			f.percent, f.since, f.over = debug.SetGCPercent(-1), time.Now(), make(chan struct{})
+			heap.Rest()
+			f.since, f.over = time.Now(), make(chan struct{})
 		}
 		if f.n == 0 || time.Since(f.since) < forksAtOnce {
 			f.n++
@@ -57,7 +58,7 @@ func (f *forks) end() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.n--; f.n == 0 {
-		debug.SetGCPercent(f.percent)
+		heap.Resume()
 		close(f.over)
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"bulkhead/agent"
 	"bulkhead/agent/guest"
+	"bulkhead/agent/heap"
 	// Becomes the container's process at once when started as "init".
 	_ "bulkhead/agent/reexec"
 )
@@ -47,8 +48,7 @@ func main() {
 func run(begun float64, log hclog.Logger) error {
 	// libcontainer logs by logrus; what concerns a container comes back as an error.
 	logrus.SetLevel(logrus.WarnLevel)
-	// The heap is a few megabytes: collecting half as often costs less than it saves.
-	debug.SetGCPercent(200)
+	heap.Follow()
 	for _, prepare := range []func() error{guest.StartSELinux, guest.MountAll, guest.SetupCgroups, guest.SetParameters, guest.LoopbackUp} {
 		if err := prepare(); err != nil {
 			return err
