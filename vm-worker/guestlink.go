@@ -194,8 +194,9 @@ func (s *sandbox) listenReady(ctx context.Context) {
 }
 
 func (s *sandbox) unsubscribeAtEnd(ctx context.Context, sub *nats.Subscription) {
-	s.links.Go(func() {
-		<-ctx.Done()
+	s.links.Add(1)
+	context.AfterFunc(ctx, func() { // no goroutine that waits: there are several of these for each VM
+		defer s.links.Done()
 		if err := sub.Unsubscribe(); err != nil {
 			s.w.log.Debug("agent's events not unsubscribed", "sandbox", s.id, "error", err)
 		}

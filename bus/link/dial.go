@@ -15,6 +15,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"bulkhead/bus/idle"
 )
 
 const (
@@ -31,7 +33,8 @@ const (
 func Dial(ctx context.Context, conn net.Conn) (*Session, error) {
 	var random [8]byte
 	rand.Read(random[:])
-	h := &hostEnd{conn: conn, buf: make([]byte, MaxFrame)}
+	h := &hostEnd{conn: conn}
+	h.take()
 	s := newSession(binary.LittleEndian.Uint64(random[:]), h)
 	if err := h.handshake(ctx, s.nonce); err != nil {
 		conn.Close()
@@ -43,7 +46,7 @@ func Dial(ctx context.Context, conn net.Conn) (*Session, error) {
 // hostEnd is the host's half: frames straight on a connection.
 type hostEnd struct {
 	conn net.Conn
-	buf  []byte // received bytes are buf[r:w]
+	buf  []byte // received bytes are buf[r:w]; nil while there are none and the guest is silent
 	r, w int
 	skip int // size of the frame Recv returned last
 
@@ -184,7 +187,7 @@ func (h *hostEnd) fill() error {
 		h.w = copy(h.buf, h.buf[h.r:h.w])
 		h.r = 0
 	}
-	n, err := h.conn.Read(h.buf[h.w:])
+	n, err := idle.Read(h.conn, h.take, h.give)
 	h.w += n
 	if n > 0 {
 		return nil
@@ -193,6 +196,23 @@ func (h *hostEnd) fill() error {
 		err = io.ErrNoProgress
 	}
 	return err
+}
+
+// take returns where to read to. A host has two or three of these for each VM, and nearly all of
+// them have nothing to do.
+func (h *hostEnd) take() []byte {
+	if h.buf == nil {
+		h.buf = frames.Get().(*[MaxFrame]byte)[:]
+	}
+	return h.buf[h.w:]
+}
+
+// give lets go of a buffer in which nothing is.
+func (h *hostEnd) give() {
+	if h.w == 0 {
+		frames.Put((*[MaxFrame]byte)(h.buf))
+		h.buf = nil
+	}
 }
 
 func (h *hostEnd) send(s *Session, frame []byte) error {

@@ -4,9 +4,13 @@
 package link
 
 import (
+	"errors"
+	"io"
 	"net"
 	"sync"
 	"time"
+
+	"bulkhead/bus/idle"
 )
 
 // NetConn returns the session as a connection that carries a byte stream; each
@@ -43,6 +47,65 @@ func (c *netConn) Read(b []byte) (int, error) {
 		c.spare = append(c.spare[:0], m[n:]...)
 		c.rest = c.spare
 		return n, nil
+	}
+}
+
+// WriteTo is for io.Copy, which needs no buffer then.
+func (c *netConn) WriteTo(w io.Writer) (int64, error) {
+	c.readMu.Lock()
+	defer c.readMu.Unlock()
+	written := int64(0)
+	m := c.rest
+	c.rest = nil
+	for {
+		if len(m) > 0 {
+			n, err := w.Write(m)
+			if written += int64(n); err != nil {
+				return written, err
+			}
+		}
+		var err error
+		if m, err = c.s.Recv(); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return written, err
+		}
+	}
+}
+
+// ReadFrom is likewise: while a connection is silent it holds no buffer.
+func (c *netConn) ReadFrom(r io.Reader) (int64, error) {
+	from, ok := r.(net.Conn)
+	if !ok {
+		return io.Copy(struct{ io.Writer }{c}, r)
+	}
+	var buf *[MaxFrame]byte
+	give := func() {
+		frames.Put(buf)
+		buf = nil
+	}
+	take := func() []byte {
+		if buf == nil {
+			buf = frames.Get().(*[MaxFrame]byte)
+		}
+		return buf[:MaxMessage]
+	}
+	sent := int64(0)
+	for {
+		n, err := idle.Read(from, take, give)
+		if n > 0 {
+			m, sendErr := c.Write(buf[:n])
+			if sent += int64(m); sendErr != nil {
+				return sent, sendErr
+			}
+		}
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				err = nil
+			}
+			return sent, err
+		}
 	}
 }
 

@@ -139,10 +139,17 @@ func (g *gate) pause(d time.Duration) bool {
 // or the guest left its messages unread.
 var errServerClosed = errors.New("the bus closed the connection")
 
+// maxLine is more than the longest line that the server says to a guest; what it holds besides is
+// passed on in pieces of that size.
+const maxLine = 8 << 10
+
+// writers are for the guests that are just spoken to, of many that are not.
+var writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 32<<10) }}
+
 // toGuest forwards the server's operations, but not what it says of itself.
 func (g *gate) toGuest() error {
-	r := bufio.NewReaderSize(g.server, 32<<10)
-	w := bufio.NewWriterSize(g.guest, 32<<10)
+	r := bufio.NewReaderSize(g.server, maxLine)
+	var w *bufio.Writer // nil while there is nothing to say
 	refusals := 0
 	for {
 		line, err := r.ReadSlice('\n')
@@ -176,6 +183,10 @@ func (g *gate) toGuest() error {
 			return errGuestGone
 		}
 		if forward {
+			if w == nil {
+				w = writers.Get().(*bufio.Writer)
+				w.Reset(g.guest)
+			}
 			if _, err := w.Write(line); err != nil {
 				return g.writeError(err)
 			}
@@ -183,10 +194,13 @@ func (g *gate) toGuest() error {
 				return g.writeError(err)
 			}
 		}
-		if r.Buffered() == 0 {
+		if w != nil && r.Buffered() == 0 {
 			if err := w.Flush(); err != nil {
 				return g.writeError(err)
 			}
+			w.Reset(nil)
+			writers.Put(w)
+			w = nil
 		}
 	}
 }

@@ -6,6 +6,7 @@ package router
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"bulkhead/bus/stdio"
@@ -22,8 +23,11 @@ const (
 // guestConn is one session with the guest.
 type guestConn struct {
 	session stdio.Session
-	own     chan []byte   // the router's own frames
 	done    chan struct{} // closed when ServeGuest has ended
+	wake    chan struct{} // capacity 1: own is not empty
+
+	mu  sync.Mutex // guards own
+	own [][]byte   // the router's own frames that wait
 
 	stray int
 	pace  pace
@@ -42,12 +46,48 @@ func (g *guestConn) control(frame []byte) {
 	if g == nil {
 		return
 	}
-	select {
-	case g.own <- frame:
-	default:
+	g.mu.Lock()
+	full := len(g.own) >= controlQueue
+	if !full {
+		g.own = append(g.own, frame)
+	}
+	g.mu.Unlock()
+	if full {
 		// A guest that takes nothing: let its session end and begin anew.
 		go g.session.Close()
+		return
 	}
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+// sendOwn sends the router's own frames until ctx ends.
+func (g *guestConn) sendOwn(ctx context.Context) {
+	for {
+		select {
+		case <-g.wake:
+		case <-ctx.Done():
+			return
+		}
+		for frame := g.next(); frame != nil && ctx.Err() == nil; frame = g.next() {
+			g.send(frame)
+		}
+	}
+}
+
+// next takes the oldest frame of the router's own; nil when there is none.
+func (g *guestConn) next() []byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.own) == 0 {
+		g.own = nil // a queue that was long is not kept
+		return nil
+	}
+	frame := g.own[0]
+	g.own = g.own[1:]
+	return frame
 }
 
 // ServeGuest moves frames between the guest and the relays until the session
@@ -57,7 +97,7 @@ func (g *guestConn) control(frame []byte) {
 func (r *Router) ServeGuest(ctx context.Context, session stdio.Session) error {
 	g := &guestConn{
 		session: session,
-		own:     make(chan []byte, controlQueue),
+		wake:    make(chan struct{}, 1),
 		done:    make(chan struct{}),
 	}
 	defer close(g.done)
@@ -74,14 +114,7 @@ func (r *Router) ServeGuest(ctx context.Context, session stdio.Session) error {
 	ownDone := make(chan struct{})
 	go func() {
 		defer close(ownDone)
-		for {
-			select {
-			case frame := <-g.own:
-				g.send(frame)
-			case <-ctx.Done():
-				return
-			}
-		}
+		g.sendOwn(ctx)
 	}()
 	err := r.receive(ctx, g)
 	r.mu.Lock()

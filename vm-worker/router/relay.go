@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"bulkhead/bus/idle"
 	"bulkhead/bus/stdio"
 )
 
@@ -173,6 +174,12 @@ func lend(queue []byte) {
 	}
 }
 
+// packet is as much as a relay says at once, and a byte more.
+type packet [stdio.MaxFrame + 1]byte
+
+// packets are the buffers of the relays that are just being read.
+var packets = sync.Pool{New: func() any { return new(packet) }}
+
 // close ends the connection; its goroutines end by themselves.
 func (c *relayConn) close() {
 	c.mu.Lock()
@@ -187,9 +194,19 @@ func (c *relayConn) close() {
 // read moves what the relay says to the guest.
 func (c *relayConn) read() {
 	defer c.router.running.Done()
-	buf := make([]byte, stdio.MaxFrame+1)
+	var buf []byte // nil while the relay is silent
+	take := func() []byte {
+		if buf == nil {
+			buf = packets.Get().(*packet)[:]
+		}
+		return buf
+	}
+	give := func() {
+		packets.Put((*packet)(buf))
+		buf = nil
+	}
 	for {
-		n, err := c.conn.Read(buf)
+		n, err := idle.Read(c.conn, take, give)
 		if err != nil || n == 0 {
 			break
 		}

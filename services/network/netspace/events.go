@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -30,7 +31,6 @@ type Events struct {
 	Overruns int
 
 	socket *os.File
-	buf    []byte
 }
 
 // Subscribe begins to listen. It holds a descriptor and no thread.
@@ -55,7 +55,7 @@ func (n *Namespace) Subscribe() (*Events, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("subscribe to changes of a network namespace: %w", err)
 	}
-	return &Events{socket: os.NewFile(uintptr(fd), "netlink"), buf: make([]byte, 32<<10)}, nil
+	return &Events{socket: os.NewFile(uintptr(fd), "netlink")}, nil
 }
 
 // Close ends the subscription.
@@ -73,9 +73,18 @@ func (e *Events) Wait(ctx context.Context) error {
 	for {
 		var size int
 		var fault error
+		var buf *batch // nil while nothing happens, which is nearly always
 		err := raw.Read(func(fd uintptr) bool {
-			size, _, fault = unix.Recvfrom(int(fd), e.buf, 0)
-			return !errors.Is(fault, unix.EAGAIN) && !errors.Is(fault, unix.EINTR)
+			if buf == nil {
+				buf = batches.Get().(*batch)
+			}
+			size, _, fault = unix.Recvfrom(int(fd), buf[:], 0)
+			if errors.Is(fault, unix.EAGAIN) || errors.Is(fault, unix.EINTR) {
+				batches.Put(buf)
+				buf = nil
+				return false
+			}
+			return true
 		})
 		switch {
 		case ctx.Err() != nil:
@@ -88,11 +97,18 @@ func (e *Events) Wait(ctx context.Context) error {
 		case fault != nil:
 			return fmt.Errorf("wait for changes of a network namespace: %w", fault)
 		}
-		if matters(e.buf[:size]) {
+		news := matters(buf[:size])
+		batches.Put(buf)
+		if news {
 			return nil
 		}
 	}
 }
+
+// batch is as much as is read of changes at once.
+type batch [32 << 10]byte
+
+var batches = sync.Pool{New: func() any { return new(batch) }}
 
 // matters leaves out what the kernel learns about neighbours by itself.
 func matters(batch []byte) bool {
