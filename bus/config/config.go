@@ -121,7 +121,7 @@ func Default() *Config {
 			BaseMemoryMiB: 128,
 			VCPUs:         1,
 			BootTimeout:   Duration{60 * time.Second},
-			MaxVMs:        128,
+			MaxVMs:        1200,
 			Templates:     true,
 			Pool:          1,
 			MergeClass:    "default",
