@@ -86,6 +86,7 @@ type bench struct {
 	runsc    *runtime // nil where it is not installed
 	bulkhead *runtime // nil when nothing of it is wanted
 	conn     *bus.Conn
+	daemon   *daemon.Daemon
 
 	instances []*instance // all daemons
 }
@@ -97,7 +98,7 @@ var (
 	partNames     = []string{"create", "start", "end", "delete"}
 	twinNames     = slices.Concat(runNames, partNames, []string{"exec_true", "state", "echo_rtt", "stdout_rate", "stdin_rate", "mem_per_vm"})
 	runscNames    = slices.Concat(runNames, []string{"exec_true", "mem_per_vm"})
-	bulkheadNames = []string{"vm_pss", "relay_pss", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "ksm_saved_per_vm", "idle_cpu_per_vm", "starts_per_s", "vms_live", liveStarts, liveExec, phasePrefix}
+	bulkheadNames = []string{"vm_pss", "relay_pss", "daemon_per_vm", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "ksm_saved_per_vm", "idle_cpu_per_vm", "starts_per_s", "vms_live", liveStarts, liveExec, phasePrefix}
 )
 
 // twin is the name of a runtime's number beside bulkhead's.
@@ -148,15 +149,11 @@ func newBench(ctx context.Context, o options) (_ *bench, err error) {
 
 // startBulkhead starts the daemon of everything that is measured in the default configuration.
 func (b *bench) startBulkhead(ctx context.Context) error {
-	vm := b.vmConfig
-	if b.live > 0 {
-		vm += fmt.Sprintf("\nmax_vms = %d", b.live+10)
-	}
-	in, err := b.startDaemon(ctx, "run", vm)
+	in, err := b.startDaemon(ctx, "run", b.vmConfig)
 	if err != nil {
 		return err
 	}
-	b.bulkhead, b.conn = in.runtime, in.conn
+	b.bulkhead, b.conn, b.daemon = in.runtime, in.conn, in.daemon
 	return nil
 }
 

@@ -35,7 +35,7 @@ func (b *bench) burstSize() int {
 // measureBurst takes what idle containers cost, of a number of them that is started
 // at once: memory before and after KSM, processor time, and how fast they came.
 func measureBurst(ctx context.Context, b *bench) (err error) {
-	if b.bulkhead == nil || !b.results.wants("mem_per_vm", "vm_pss", "relay_pss", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "ksm_saved_per_vm", "idle_cpu_per_vm", "starts_per_s") {
+	if b.bulkhead == nil || !b.results.wants("mem_per_vm", "vm_pss", "relay_pss", "daemon_per_vm", "mem_per_vm_ksm", "ksm_settle_s", "ksmd_cpu_after", "ksm_saved_per_vm", "idle_cpu_per_vm", "starts_per_s") {
 		return nil
 	}
 	n := b.burstSize()
@@ -51,6 +51,10 @@ func measureBurst(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	before, err := b.settledMemory(ctx)
+	if err != nil {
+		return err
+	}
+	daemonBefore, err := pssBytes(b.daemon.PID)
 	if err != nil {
 		return err
 	}
@@ -71,6 +75,11 @@ func measureBurst(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	b.results.addMean("mem_per_vm", "MB", (before-after)/1e6, n)
+	daemonAfter, err := pssBytes(b.daemon.PID)
+	if err != nil {
+		return err
+	}
+	b.results.addMean("daemon_per_vm", "MB", (daemonAfter-daemonBefore)/1e6, n)
 	sandboxes, err := b.list(ctx)
 	if err != nil {
 		return err

@@ -16,7 +16,8 @@ const definitions = `run_true_*: create + start + wait + delete of busybox true 
   ready clone of the warm pool, a clone made on demand, a VM that boots. create, start, end (of the process), delete are the parts of the one that is the default.
 exec_true: exec --detach until the process's end. state: the command. echo_rtt: a byte into the pty master until the container's tty echoes it.
 stdout_rate, stdin_rate: 256 MiB by dd bs=64k through the pipe.
-mem_per_vm: the fall of MemAvailable by N idle containers, read 10 s after the last start, divided (one value), with KSM off; vm_pss, relay_pss: PSS of each QEMU, each relay, then.
+mem_per_vm: the fall of MemAvailable by N idle containers, read 10 s after the last start, divided (one value), with KSM off; vm_pss, relay_pss: PSS of each QEMU, each relay, then;
+  daemon_per_vm: by how much bulkheadd has grown, divided. All three are part of mem_per_vm.
 mem_per_vm_ksm: the same after KSM, mode auto, has settled; ksm_settle_s: from its start until 99 % of the pages that were merged in the end were.
 ksm_saved_per_vm: the kernel's pages_sharing then, divided, before its bookkeeping. ksmd_cpu_after: of one core, over 30 s after that. idle_cpu_per_vm: processor time of QEMUs and relays over 30 s, of one core, divided.
 starts_per_s: those N, create and start, 4 at a time. vms_live: containers alive at once, each of which has answered an exec when all were there (live_exec_true);
