@@ -19,7 +19,7 @@ var statsCommand = command{
 	name: "stats", usage: "print what every virtual machine costs its host in memory",
 	description: "Prints the memory of all virtual machines of this host, of every root, once. COST is what goes when the machine goes:\n" +
 		"its part of all pages that it has (PSS), its page tables and its relays. PRIVATE is nobody else's, TEMPLATE is still shared\n" +
-		"with the template it came from, KSM SAVED is what merging equal pages saves. USED and OF are the guest's own words.",
+		"with the template it came from, KSM SAVED is what merging equal pages saves. USED and OF are the guest's own words. What machines are made from is in the last lines.",
 	flags: func() []cli.Flag {
 		return []cli.Flag{
 			&cli.StringFlag{Name: "format", Aliases: []string{"f"}, Usage: "`FORMAT`: table or json", Value: "table"},
@@ -61,6 +61,8 @@ var statsCommand = command{
 		if err := w.Flush(); err != nil {
 			return err
 		}
+		stock := reply.GetStock()
+		fmt.Fprintf(inv.std.Out, "\nbeside them, for all: %.1f in templates, %.1f in processes that fork VMs", float64(stock.GetTemplatesBytes())/(1<<20), float64(stock.GetZygotesPssBytes())/(1<<20))
 		fmt.Fprintf(inv.std.Out, "\nMiB; the host has %.0f, of which %.0f can be had\n", float64(reply.GetHostTotalBytes())/(1<<20), float64(reply.GetHostAvailableBytes())/(1<<20))
 		return nil
 	},

@@ -17,6 +17,7 @@ import (
 	"bulkhead/bus"
 	agentv1 "bulkhead/proto/agent/v1"
 	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hostcgroup"
 )
 
 const (
@@ -51,6 +52,9 @@ func (w *Worker) memoryOfAll(ctx context.Context, after string) (*vmv1.StatsRepl
 	}
 	_ = group.Wait() // none fails
 	reply := tellMemory(all, after == "")
+	if after == "" {
+		reply.Stock = w.stock.memory()
+	}
 	host, err := readFields("/proc/meminfo")
 	if err != nil {
 		return nil, err
@@ -90,7 +94,12 @@ func (s *sandbox) memory() (*vmv1.VMMemory, error) {
 		return nil, err
 	}
 	m.RssBytes, m.PssBytes, m.PrivateBytes = sum["Rss"], sum["Pss"], sum["Private_Clean"]+sum["Private_Dirty"]+sum["Private_Hugetlb"]
-	m.AnonymousBytes = sum["Anonymous"]
+	m.AnonymousBytes, m.AnonymousPssBytes = sum["Anonymous"], sum["Pss_Anon"]
+	if !s.spare() {
+		if m.ChargedBytes, err = hostcgroup.AnonymousOf(int(rec.Pid)); err != nil {
+			s.w.log.Debug("memory of a cgroup not read", "sandbox", s.id, "error", err) // a host without that controller
+		}
+	}
 	status, err := readFields(dir + "/status")
 	if err != nil {
 		return nil, err
@@ -116,6 +125,33 @@ func (s *sandbox) memory() (*vmv1.VMMemory, error) {
 	slices.Sort(m.Containers)
 	m.CostBytes = m.PssBytes + m.PageTablesBytes + m.RelaysPssBytes
 	return m, nil
+}
+
+// memory is what stands ready for all VMs.
+func (k *stock) memory() *vmv1.StockMemory {
+	m := &vmv1.StockMemory{}
+	for _, t := range k.templates.describe() {
+		m.TemplatesBytes += t.Bytes
+		if t.Pid == 0 {
+			continue
+		}
+		if zygote, err := readFields(fmt.Sprintf("/proc/%d/smaps_rollup", t.Pid)); err == nil { // else it has ended meanwhile
+			m.ZygotesPssBytes += zygote["Pss"]
+			m.ZygotesAnonymousPssBytes += zygote["Pss_Anon"]
+		}
+	}
+	k.mu.Lock()
+	cgroup := k.cgroup
+	k.mu.Unlock()
+	if cgroup == nil {
+		return m
+	}
+	charged, err := cgroup.Anonymous()
+	if err != nil {
+		k.w.log.Debug("memory of the pool's cgroup not read", "error", err)
+	}
+	m.ChargedBytes = charged
+	return m
 }
 
 // mergedByKSM is what KSM has merged of a process, and what that saves: of the pages that all processes have merged,
@@ -210,7 +246,7 @@ func addMemory(sum, m *vmv1.VMMemory) {
 	}{
 		{&sum.CostBytes, m.CostBytes}, {&sum.RssBytes, m.RssBytes}, {&sum.PssBytes, m.PssBytes}, {&sum.PrivateBytes, m.PrivateBytes},
 		{&sum.TemplateSharedBytes, m.TemplateSharedBytes}, {&sum.KsmMergedBytes, m.KsmMergedBytes}, {&sum.KsmSavedBytes, m.KsmSavedBytes},
-		{&sum.AnonymousBytes, m.AnonymousBytes}, {&sum.PageTablesBytes, m.PageTablesBytes}, {&sum.RelaysPssBytes, m.RelaysPssBytes},
+		{&sum.AnonymousBytes, m.AnonymousBytes}, {&sum.AnonymousPssBytes, m.AnonymousPssBytes}, {&sum.ChargedBytes, m.ChargedBytes}, {&sum.PageTablesBytes, m.PageTablesBytes}, {&sum.RelaysPssBytes, m.RelaysPssBytes},
 		{&sum.GuestTotalBytes, m.GuestTotalBytes}, {&sum.GuestAvailableBytes, m.GuestAvailableBytes}, {&sum.GuestUsedBytes, m.GuestUsedBytes},
 	} {
 		*n.to += n.more

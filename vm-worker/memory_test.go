@@ -26,7 +26,7 @@ func TestTheMemoryOfThousandsOfVMsIsToldInParts(t *testing.T) {
 		all[i] = &vmv1.VMMemory{
 			Sandbox: fmt.Sprintf("vm-%010d", i), Pid: 1 << 20, Containers: []string{fmt.Sprintf("%064d", i)}, CostBytes: n, RssBytes: n, PssBytes: n,
 			PrivateBytes: n, TemplateSharedBytes: n, KsmMergedBytes: n, KsmSavedBytes: n, PageTablesBytes: n, RelaysPssBytes: n,
-			GuestTotalBytes: n, GuestAvailableBytes: n, GuestUsedBytes: n, TrustClass: "class", Mergeable: true, AnonymousBytes: n,
+			GuestTotalBytes: n, GuestAvailableBytes: n, GuestUsedBytes: n, TrustClass: "class", Mergeable: true, AnonymousBytes: n, AnonymousPssBytes: n, ChargedBytes: n,
 		}
 	}
 	parts := 0

@@ -19,20 +19,50 @@ import (
 
 // TestWhatVMsCostIsWhatTheHostMisses: what vm.stats says of VMs, against the kernel's sum for each process and its cgroup,
 // and against what the host has more of anonymous memory (AnonPages of /proc/meminfo: MemAvailable also moves with the host's
-// caches). Not parallel: what others take meanwhile cannot be told apart. The VMs boot, as a pool that is filled beside them
-// moves the host's sum, and what a VM took in the pool's cgroup stays accounted there.
+// caches). Not parallel: what others take meanwhile cannot be told apart.
 func TestWhatVMsCostIsWhatTheHostMisses(t *testing.T) {
-	h := newHost(t, "cost", host.Settings{Boot: true})
+	t.Run("VMs that boot", func(t *testing.T) { costs(t, "cost-boot", host.Settings{Boot: true}) })
+	t.Run("clones", func(t *testing.T) { costs(t, "cost-clone", host.Settings{NoPool: true}) })
+	t.Run("clones of the pool", func(t *testing.T) { costs(t, "cost-pool", host.Settings{}) })
+}
+
+// statsOfAll is what the host tells of the memory of VMs.
+func statsOfAll(t *testing.T, conn *bus.Conn) *vmv1.StatsReply {
+	t.Helper()
+	reply, err := bus.Call[vmv1.StatsReply](within(t, commandTime), conn, conn.Subject("vm", "stats"), &vmv1.StatsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reply
+}
+
+// anonymousTold is the memory of no file that vm.stats tells of, each page once.
+func anonymousTold(reply *vmv1.StatsReply) uint64 {
+	return reply.GetTotal().GetAnonymousPssBytes() + reply.GetTotal().GetRelaysPssBytes() + reply.GetStock().GetZygotesAnonymousPssBytes()
+}
+
+func costs(t *testing.T, name string, settings host.Settings) {
+	h := newHost(t, name, settings)
 	if err := h.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	stopAtEnd(t, h)
 	o := newOCI(t, h)
 	conn := dial(t, o.host)
+	settle := func() {}
+	if !settings.Boot { // what stands ready is there before, and again after
+		exits(t, o.launch(newID("first"), newSpec("true")), 0)
+		settle = func() { awaitTemplate(t, conn) }
+		if !settings.NoPool {
+			settle = func() { awaitPool(t, conn, "") }
+		}
+	}
 	const vms = 3
 	const tolerance, rounds = 0.05, 3
 	for round := range rounds {
+		settle()
 		before, quietBefore := quietMemory(t)
+		toldBefore := anonymousTold(statsOfAll(t, conn))
 		var ids []string
 		for i := range vms {
 			id := newID(fmt.Sprintf("cost-%d-%d", round, i))
@@ -40,20 +70,22 @@ func TestWhatVMsCostIsWhatTheHostMisses(t *testing.T) {
 			until(t, m, "up\n")
 			ids = append(ids, id)
 		}
+		settle()
 		_, quietAfter := quietMemory(t) // a guest gives back what its start has used
-		reply, err := bus.Call[vmv1.StatsReply](within(t, commandTime), conn, conn.Subject("vm", "stats"), &vmv1.StatsRequest{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		reply := statsOfAll(t, conn)
 		taken := float64(anonymousMemory(t)) - float64(before)
 		table := o.do("stats")
 		for _, id := range ids {
-			checkVM(t, reply, id, table, true)
+			checkVM(t, reply, id, table, settings.Boot)
+			if !settings.Boot && fromTemplate(t, conn, o.root, id) == 0 {
+				t.Errorf("the VM of %s is no clone", id)
+			}
 		}
+		checkCharges(t, reply)
 		for _, id := range ids { // with each that goes, the others have more of what they shared
 			o.do("delete", "--force", id)
 		}
-		told := float64(reply.GetTotal().GetAnonymousBytes() + reply.GetTotal().GetRelaysPssBytes())
+		told := float64(anonymousTold(reply)) - float64(toldBefore)
 		off := math.Abs(told-taken) / taken
 		t.Logf("%d VMs have %.1f MB by vm.stats; the host has %.1f MB more: %.1f %% apart", vms, told/1e6, taken/1e6, 100*off)
 		if off <= tolerance || t.Failed() {
@@ -76,10 +108,7 @@ func TestWhatAVMSharesWithItsTemplateIsNotItsOwn(t *testing.T) {
 	if fromTemplate(t, conn, o.root, id) == 0 {
 		t.Fatal("the VM does not continue from the template that is ready")
 	}
-	reply, err := bus.Call[vmv1.StatsReply](within(t, commandTime), conn, conn.Subject("vm", "stats"), &vmv1.StatsRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	reply := statsOfAll(t, conn)
 	m := checkVM(t, reply, id, o.do("stats"), false)
 	if m.GetTemplateSharedBytes() == 0 || m.GetTemplateSharedBytes()+m.GetPrivateBytes() > m.GetRssBytes() {
 		t.Errorf("%d bytes are shared with the template, %d are private, of %d", m.GetTemplateSharedBytes(), m.GetPrivateBytes(), m.GetRssBytes())
@@ -98,9 +127,13 @@ func checkVM(t *testing.T, reply *vmv1.StatsReply, container, table string, boot
 		if math.Abs(float64(pss)-float64(m.GetPssBytes())) > 0.05*float64(pss) {
 			t.Errorf("%s: PSS is %d by vm.stats, %d by the kernel", container, m.GetPssBytes(), pss)
 		}
-		// What is of no file the cgroup counts by itself; QEMU and the relay are in it.
-		if charged := cgroupAnonymous(t, int(m.GetPid())); booted && math.Abs(float64(charged)-float64(m.GetAnonymousBytes())) > 0.05*float64(charged) {
+		// What is of no file the cgroup counts by itself; QEMU and the relay are in it. Of a clone it lacks what that was forked with, or came with.
+		charged := cgroupAnonymous(t, int(m.GetPid()))
+		if booted && math.Abs(float64(charged)-float64(m.GetAnonymousBytes())) > 0.05*float64(charged) {
 			t.Errorf("%s: %d bytes of no file by vm.stats, %d by its cgroup", container, m.GetAnonymousBytes(), charged)
+		}
+		if math.Abs(float64(charged)-float64(m.GetChargedBytes())) > 0.05*float64(charged) {
+			t.Errorf("%s: %d bytes of no file in its cgroup by vm.stats, %d by the kernel", container, m.GetChargedBytes(), charged)
 		}
 		if m.GetPrivateBytes() > m.GetPssBytes() || m.GetPssBytes() > m.GetRssBytes() || m.GetPageTablesBytes() == 0 || m.GetRelaysPssBytes() == 0 ||
 			m.GetGuestTotalBytes() == 0 || m.GetGuestUsedBytes()+m.GetGuestAvailableBytes() != m.GetGuestTotalBytes() {
@@ -113,6 +146,18 @@ func checkVM(t *testing.T, reply *vmv1.StatsReply, container, table string, boot
 	}
 	t.Fatalf("%s has no VM in %v", container, reply)
 	return nil
+}
+
+// checkCharges holds what cgroups are charged against what the processes in them have: nothing is lost between the pool's
+// cgroup and those of containers, wherever it counts.
+func checkCharges(t *testing.T, reply *vmv1.StatsReply) {
+	t.Helper()
+	charged := float64(reply.GetTotal().GetChargedBytes() + reply.GetStock().GetChargedBytes())
+	has := float64(anonymousTold(reply))
+	t.Logf("%.1f MB of no file by processes, %.1f by cgroups, %.1f of it the pool's", has/1e6, charged/1e6, float64(reply.GetStock().GetChargedBytes())/1e6)
+	if math.Abs(has-charged) > 0.05*charged {
+		t.Errorf("processes have %.1f MB of no file, their cgroups are charged %.1f", has/1e6, charged/1e6)
+	}
 }
 
 // anonymousMemory is what all processes of the host have of no file.

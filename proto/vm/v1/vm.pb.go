@@ -2662,6 +2662,7 @@ type StatsReply struct {
 	Memory             *VMMemory              `protobuf:"bytes,50,opt,name=memory,proto3" json:"memory,omitempty"`                                          // of the container's VM
 	Vms                []*VMMemory            `protobuf:"bytes,51,rep,name=vms,proto3" json:"vms,omitempty"`                                                // of all VMs, where no container was named
 	Total              *VMMemory              `protobuf:"bytes,52,opt,name=total,proto3" json:"total,omitempty"`                                            // of all VMs, also those of later answers; in the first one only
+	Stock              *StockMemory           `protobuf:"bytes,56,opt,name=stock,proto3" json:"stock,omitempty"`                                            // where all VMs are told of; in the first answer only
 	Next               string                 `protobuf:"bytes,55,opt,name=next,proto3" json:"next,omitempty"`                                              // the list goes on: for the next request's after; empty: this was all
 	HostTotalBytes     uint64                 `protobuf:"varint,53,opt,name=host_total_bytes,json=hostTotalBytes,proto3" json:"host_total_bytes,omitempty"` // MemTotal and MemAvailable of the host
 	HostAvailableBytes uint64                 `protobuf:"varint,54,opt,name=host_available_bytes,json=hostAvailableBytes,proto3" json:"host_available_bytes,omitempty"`
@@ -2776,6 +2777,13 @@ func (x *StatsReply) GetTotal() *VMMemory {
 	return nil
 }
 
+func (x *StatsReply) GetStock() *StockMemory {
+	if x != nil {
+		return x.Stock
+	}
+	return nil
+}
+
 func (x *StatsReply) GetNext() string {
 	if x != nil {
 		return x.Next
@@ -2818,7 +2826,9 @@ type VMMemory struct {
 	GuestUsedBytes      uint64                 `protobuf:"varint,15,opt,name=guest_used_bytes,json=guestUsedBytes,proto3" json:"guest_used_bytes,omitempty"`
 	TrustClass          string                 `protobuf:"bytes,16,opt,name=trust_class,json=trustClass,proto3" json:"trust_class,omitempty"`
 	Mergeable           bool                   `protobuf:"varint,17,opt,name=mergeable,proto3" json:"mergeable,omitempty"`
-	AnonymousBytes      uint64                 `protobuf:"varint,18,opt,name=anonymous_bytes,json=anonymousBytes,proto3" json:"anonymous_bytes,omitempty"` // of no file: what the VM's cgroup is charged as such, unless it is merged
+	AnonymousBytes      uint64                 `protobuf:"varint,18,opt,name=anonymous_bytes,json=anonymousBytes,proto3" json:"anonymous_bytes,omitempty"`            // of no file
+	AnonymousPssBytes   uint64                 `protobuf:"varint,19,opt,name=anonymous_pss_bytes,json=anonymousPssBytes,proto3" json:"anonymous_pss_bytes,omitempty"` // its part of that: some is shared with the process it was forked from, some merged
+	ChargedBytes        uint64                 `protobuf:"varint,20,opt,name=charged_bytes,json=chargedBytes,proto3" json:"charged_bytes,omitempty"`                  // of no file, that the cgroup it is in counts, with relays in it. Less than it has by what it was forked with, or had touched when it was taken from the pool: that counts to the pool's until it ends. 0 for one that waits there
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -2979,6 +2989,89 @@ func (x *VMMemory) GetAnonymousBytes() uint64 {
 	return 0
 }
 
+func (x *VMMemory) GetAnonymousPssBytes() uint64 {
+	if x != nil {
+		return x.AnonymousPssBytes
+	}
+	return 0
+}
+
+func (x *VMMemory) GetChargedBytes() uint64 {
+	if x != nil {
+		return x.ChargedBytes
+	}
+	return 0
+}
+
+// StockMemory is what VMs are made from costs, which is no VM's own.
+type StockMemory struct {
+	state                    protoimpl.MessageState `protogen:"open.v1"`
+	TemplatesBytes           uint64                 `protobuf:"varint,1,opt,name=templates_bytes,json=templatesBytes,proto3" json:"templates_bytes,omitempty"`                                   // of the memory files of templates; VMs have their parts of the pages of it that they use in their pss
+	ZygotesPssBytes          uint64                 `protobuf:"varint,2,opt,name=zygotes_pss_bytes,json=zygotesPssBytes,proto3" json:"zygotes_pss_bytes,omitempty"`                              // of the processes that fork VMs
+	ZygotesAnonymousPssBytes uint64                 `protobuf:"varint,3,opt,name=zygotes_anonymous_pss_bytes,json=zygotesAnonymousPssBytes,proto3" json:"zygotes_anonymous_pss_bytes,omitempty"` // of that, of no file
+	ChargedBytes             uint64                 `protobuf:"varint,4,opt,name=charged_bytes,json=chargedBytes,proto3" json:"charged_bytes,omitempty"`                                         // of no file, that the pool's cgroup counts: of zygotes, of VMs that wait, and what VMs had when they came from it
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
+}
+
+func (x *StockMemory) Reset() {
+	*x = StockMemory{}
+	mi := &file_vm_v1_vm_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StockMemory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StockMemory) ProtoMessage() {}
+
+func (x *StockMemory) ProtoReflect() protoreflect.Message {
+	mi := &file_vm_v1_vm_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StockMemory.ProtoReflect.Descriptor instead.
+func (*StockMemory) Descriptor() ([]byte, []int) {
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *StockMemory) GetTemplatesBytes() uint64 {
+	if x != nil {
+		return x.TemplatesBytes
+	}
+	return 0
+}
+
+func (x *StockMemory) GetZygotesPssBytes() uint64 {
+	if x != nil {
+		return x.ZygotesPssBytes
+	}
+	return 0
+}
+
+func (x *StockMemory) GetZygotesAnonymousPssBytes() uint64 {
+	if x != nil {
+		return x.ZygotesAnonymousPssBytes
+	}
+	return 0
+}
+
+func (x *StockMemory) GetChargedBytes() uint64 {
+	if x != nil {
+		return x.ChargedBytes
+	}
+	return 0
+}
+
 // PoolRequest asks what stands ready: templates, and VMs started from them.
 type PoolRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2989,7 +3082,7 @@ type PoolRequest struct {
 
 func (x *PoolRequest) Reset() {
 	*x = PoolRequest{}
-	mi := &file_vm_v1_vm_proto_msgTypes[41]
+	mi := &file_vm_v1_vm_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3001,7 +3094,7 @@ func (x *PoolRequest) String() string {
 func (*PoolRequest) ProtoMessage() {}
 
 func (x *PoolRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[41]
+	mi := &file_vm_v1_vm_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3014,7 +3107,7 @@ func (x *PoolRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolRequest.ProtoReflect.Descriptor instead.
 func (*PoolRequest) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{41}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PoolRequest) GetAfter() string {
@@ -3040,7 +3133,7 @@ type PoolReply struct {
 
 func (x *PoolReply) Reset() {
 	*x = PoolReply{}
-	mi := &file_vm_v1_vm_proto_msgTypes[42]
+	mi := &file_vm_v1_vm_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +3145,7 @@ func (x *PoolReply) String() string {
 func (*PoolReply) ProtoMessage() {}
 
 func (x *PoolReply) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[42]
+	mi := &file_vm_v1_vm_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +3158,7 @@ func (x *PoolReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PoolReply.ProtoReflect.Descriptor instead.
 func (*PoolReply) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{42}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PoolReply) GetTarget() uint32 {
@@ -3143,7 +3236,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_vm_v1_vm_proto_msgTypes[43]
+	mi := &file_vm_v1_vm_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3155,7 +3248,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_vm_v1_vm_proto_msgTypes[43]
+	mi := &file_vm_v1_vm_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3168,7 +3261,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_vm_v1_vm_proto_rawDescGZIP(), []int{43}
+	return file_vm_v1_vm_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Template) GetKey() string {
@@ -3453,7 +3546,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\vResumeReply\"T\n" +
 	"\fStatsRequest\x12.\n" +
 	"\x03ref\x18\x01 \x01(\v2\x1c.bulkhead.vm.v1.ContainerRefR\x03ref\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\tR\x05after\"\xa8\x04\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"\xdb\x04\n" +
 	"\n" +
 	"StatsReply\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\x12 \n" +
@@ -3470,10 +3563,11 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x0fcontainer_stats\x18\b \x01(\tR\x0econtainerStats\x120\n" +
 	"\x06memory\x182 \x01(\v2\x18.bulkhead.vm.v1.VMMemoryR\x06memory\x12*\n" +
 	"\x03vms\x183 \x03(\v2\x18.bulkhead.vm.v1.VMMemoryR\x03vms\x12.\n" +
-	"\x05total\x184 \x01(\v2\x18.bulkhead.vm.v1.VMMemoryR\x05total\x12\x12\n" +
+	"\x05total\x184 \x01(\v2\x18.bulkhead.vm.v1.VMMemoryR\x05total\x121\n" +
+	"\x05stock\x188 \x01(\v2\x1b.bulkhead.vm.v1.StockMemoryR\x05stock\x12\x12\n" +
 	"\x04next\x187 \x01(\tR\x04next\x12(\n" +
 	"\x10host_total_bytes\x185 \x01(\x04R\x0ehostTotalBytes\x120\n" +
-	"\x14host_available_bytes\x186 \x01(\x04R\x12hostAvailableBytes\"\xa2\x05\n" +
+	"\x14host_available_bytes\x186 \x01(\x04R\x12hostAvailableBytes\"\xf7\x05\n" +
 	"\bVMMemory\x12\x18\n" +
 	"\asandbox\x18\x01 \x01(\tR\asandbox\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x1e\n" +
@@ -3497,7 +3591,14 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\vtrust_class\x18\x10 \x01(\tR\n" +
 	"trustClass\x12\x1c\n" +
 	"\tmergeable\x18\x11 \x01(\bR\tmergeable\x12'\n" +
-	"\x0fanonymous_bytes\x18\x12 \x01(\x04R\x0eanonymousBytes\"#\n" +
+	"\x0fanonymous_bytes\x18\x12 \x01(\x04R\x0eanonymousBytes\x12.\n" +
+	"\x13anonymous_pss_bytes\x18\x13 \x01(\x04R\x11anonymousPssBytes\x12#\n" +
+	"\rcharged_bytes\x18\x14 \x01(\x04R\fchargedBytes\"\xc6\x01\n" +
+	"\vStockMemory\x12'\n" +
+	"\x0ftemplates_bytes\x18\x01 \x01(\x04R\x0etemplatesBytes\x12*\n" +
+	"\x11zygotes_pss_bytes\x18\x02 \x01(\x04R\x0fzygotesPssBytes\x12=\n" +
+	"\x1bzygotes_anonymous_pss_bytes\x18\x03 \x01(\x04R\x18zygotesAnonymousPssBytes\x12#\n" +
+	"\rcharged_bytes\x18\x04 \x01(\x04R\fchargedBytes\"#\n" +
 	"\vPoolRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\tR\x05after\"\x84\x02\n" +
 	"\tPoolReply\x12\x16\n" +
@@ -3542,7 +3643,7 @@ func file_vm_v1_vm_proto_rawDescGZIP() []byte {
 }
 
 var file_vm_v1_vm_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_vm_v1_vm_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
 var file_vm_v1_vm_proto_goTypes = []any{
 	(ContainerStatus)(0),          // 0: bulkhead.vm.v1.ContainerStatus
 	(*ContainerRef)(nil),          // 1: bulkhead.vm.v1.ContainerRef
@@ -3586,34 +3687,35 @@ var file_vm_v1_vm_proto_goTypes = []any{
 	(*StatsRequest)(nil),          // 39: bulkhead.vm.v1.StatsRequest
 	(*StatsReply)(nil),            // 40: bulkhead.vm.v1.StatsReply
 	(*VMMemory)(nil),              // 41: bulkhead.vm.v1.VMMemory
-	(*PoolRequest)(nil),           // 42: bulkhead.vm.v1.PoolRequest
-	(*PoolReply)(nil),             // 43: bulkhead.vm.v1.PoolReply
-	(*Template)(nil),              // 44: bulkhead.vm.v1.Template
-	nil,                           // 45: bulkhead.vm.v1.Container.AnnotationsEntry
-	nil,                           // 46: bulkhead.vm.v1.Sandbox.PhasesEntry
-	nil,                           // 47: bulkhead.vm.v1.LocateRequest.AnnotationsEntry
-	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
-	(*v1.Namespace)(nil),          // 49: bulkhead.net.v1.Namespace
-	(*v1.Policy)(nil),             // 50: bulkhead.net.v1.Policy
-	(*durationpb.Duration)(nil),   // 51: google.protobuf.Duration
+	(*StockMemory)(nil),           // 42: bulkhead.vm.v1.StockMemory
+	(*PoolRequest)(nil),           // 43: bulkhead.vm.v1.PoolRequest
+	(*PoolReply)(nil),             // 44: bulkhead.vm.v1.PoolReply
+	(*Template)(nil),              // 45: bulkhead.vm.v1.Template
+	nil,                           // 46: bulkhead.vm.v1.Container.AnnotationsEntry
+	nil,                           // 47: bulkhead.vm.v1.Sandbox.PhasesEntry
+	nil,                           // 48: bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	(*timestamppb.Timestamp)(nil), // 49: google.protobuf.Timestamp
+	(*v1.Namespace)(nil),          // 50: bulkhead.net.v1.Namespace
+	(*v1.Policy)(nil),             // 51: bulkhead.net.v1.Policy
+	(*durationpb.Duration)(nil),   // 52: google.protobuf.Duration
 }
 var file_vm_v1_vm_proto_depIdxs = []int32{
-	48, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
+	49, // 0: bulkhead.vm.v1.Exit.time:type_name -> google.protobuf.Timestamp
 	3,  // 1: bulkhead.vm.v1.Exec.relay:type_name -> bulkhead.vm.v1.Relay
-	48, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
+	49, // 2: bulkhead.vm.v1.Exec.started:type_name -> google.protobuf.Timestamp
 	1,  // 3: bulkhead.vm.v1.Container.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	0,  // 4: bulkhead.vm.v1.Container.status:type_name -> bulkhead.vm.v1.ContainerStatus
-	45, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
+	46, // 5: bulkhead.vm.v1.Container.annotations:type_name -> bulkhead.vm.v1.Container.AnnotationsEntry
 	3,  // 6: bulkhead.vm.v1.Container.relay:type_name -> bulkhead.vm.v1.Relay
-	48, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
-	48, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
+	49, // 7: bulkhead.vm.v1.Container.created:type_name -> google.protobuf.Timestamp
+	49, // 8: bulkhead.vm.v1.Container.started:type_name -> google.protobuf.Timestamp
 	2,  // 9: bulkhead.vm.v1.Container.exit:type_name -> bulkhead.vm.v1.Exit
 	4,  // 10: bulkhead.vm.v1.Container.execs:type_name -> bulkhead.vm.v1.Exec
 	8,  // 11: bulkhead.vm.v1.Container.followed:type_name -> bulkhead.vm.v1.Followed
-	48, // 12: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
-	46, // 13: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
-	49, // 14: bulkhead.vm.v1.Sandbox.network:type_name -> bulkhead.net.v1.Namespace
-	50, // 15: bulkhead.vm.v1.Sandbox.network_policy:type_name -> bulkhead.net.v1.Policy
+	49, // 12: bulkhead.vm.v1.Sandbox.created:type_name -> google.protobuf.Timestamp
+	47, // 13: bulkhead.vm.v1.Sandbox.phases:type_name -> bulkhead.vm.v1.Sandbox.PhasesEntry
+	50, // 14: bulkhead.vm.v1.Sandbox.network:type_name -> bulkhead.net.v1.Namespace
+	51, // 15: bulkhead.vm.v1.Sandbox.network_policy:type_name -> bulkhead.net.v1.Policy
 	8,  // 16: bulkhead.vm.v1.HandedMount.followed:type_name -> bulkhead.vm.v1.Followed
 	12, // 17: bulkhead.vm.v1.HandedMount.memory:type_name -> bulkhead.vm.v1.SharedMemory
 	11, // 18: bulkhead.vm.v1.HandedDevice.binds:type_name -> bulkhead.vm.v1.DeviceBind
@@ -3625,7 +3727,7 @@ var file_vm_v1_vm_proto_depIdxs = []int32{
 	5,  // 24: bulkhead.vm.v1.CreateReply.container:type_name -> bulkhead.vm.v1.Container
 	6,  // 25: bulkhead.vm.v1.CreateReply.sandbox:type_name -> bulkhead.vm.v1.Sandbox
 	1,  // 26: bulkhead.vm.v1.LocateRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
-	47, // 27: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
+	48, // 27: bulkhead.vm.v1.LocateRequest.annotations:type_name -> bulkhead.vm.v1.LocateRequest.AnnotationsEntry
 	9,  // 28: bulkhead.vm.v1.LocateRequest.joined:type_name -> bulkhead.vm.v1.JoinedNamespace
 	1,  // 29: bulkhead.vm.v1.StartRequest.ref:type_name -> bulkhead.vm.v1.ContainerRef
 	5,  // 30: bulkhead.vm.v1.StartReply.container:type_name -> bulkhead.vm.v1.Container
@@ -3650,16 +3752,17 @@ var file_vm_v1_vm_proto_depIdxs = []int32{
 	41, // 49: bulkhead.vm.v1.StatsReply.memory:type_name -> bulkhead.vm.v1.VMMemory
 	41, // 50: bulkhead.vm.v1.StatsReply.vms:type_name -> bulkhead.vm.v1.VMMemory
 	41, // 51: bulkhead.vm.v1.StatsReply.total:type_name -> bulkhead.vm.v1.VMMemory
-	44, // 52: bulkhead.vm.v1.PoolReply.templates:type_name -> bulkhead.vm.v1.Template
-	6,  // 53: bulkhead.vm.v1.PoolReply.sandboxes:type_name -> bulkhead.vm.v1.Sandbox
-	48, // 54: bulkhead.vm.v1.Template.made:type_name -> google.protobuf.Timestamp
-	51, // 55: bulkhead.vm.v1.Template.took:type_name -> google.protobuf.Duration
-	51, // 56: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
-	57, // [57:57] is the sub-list for method output_type
-	57, // [57:57] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	42, // 52: bulkhead.vm.v1.StatsReply.stock:type_name -> bulkhead.vm.v1.StockMemory
+	45, // 53: bulkhead.vm.v1.PoolReply.templates:type_name -> bulkhead.vm.v1.Template
+	6,  // 54: bulkhead.vm.v1.PoolReply.sandboxes:type_name -> bulkhead.vm.v1.Sandbox
+	49, // 55: bulkhead.vm.v1.Template.made:type_name -> google.protobuf.Timestamp
+	52, // 56: bulkhead.vm.v1.Template.took:type_name -> google.protobuf.Duration
+	52, // 57: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
+	58, // [58:58] is the sub-list for method output_type
+	58, // [58:58] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_vm_v1_vm_proto_init() }
@@ -3673,7 +3776,7 @@ func file_vm_v1_vm_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vm_v1_vm_proto_rawDesc), len(file_vm_v1_vm_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   47,
+			NumMessages:   48,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
