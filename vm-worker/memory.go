@@ -33,6 +33,8 @@ func (w *Worker) memoryOfAll(ctx context.Context, after string) (*vmv1.StatsRepl
 	running := slices.DeleteFunc(w.sandboxList(), func(s *sandbox) bool { return s.living() == nil || s.id <= after })
 	slices.SortFunc(running, func(a, b *sandbox) int { return strings.Compare(a.id, b.id) })
 	all := make([]*vmv1.VMMemory, len(running))
+	guests, cancel := halfOf(ctx)
+	defer cancel()
 	var group errgroup.Group
 	group.SetLimit(guestsAtOnce)
 	for i, s := range running {
@@ -41,7 +43,7 @@ func (w *Worker) memoryOfAll(ctx context.Context, after string) (*vmv1.StatsRepl
 			if err != nil {
 				return nil // it has ended meanwhile
 			}
-			asking, cancel := context.WithTimeout(ctx, guestTime)
+			asking, cancel := context.WithTimeout(guests, guestTime)
 			defer cancel()
 			if guest, err := callAgent[agentv1.StatsReply](asking, s, "stats", &agentv1.StatsRequest{}); err == nil {
 				setGuest(m, guest)
@@ -61,6 +63,16 @@ func (w *Worker) memoryOfAll(ctx context.Context, after string) (*vmv1.StatsRepl
 	}
 	reply.HostTotalBytes, reply.HostAvailableBytes = host["MemTotal"], host["MemAvailable"]
 	return reply, nil
+}
+
+// halfOf ends when half of the caller's time is over: guests that hang, however many, leave
+// the rest for what the host knows.
+func halfOf(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, limited := ctx.Deadline()
+	if !limited {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, time.Until(deadline)/2)
 }
 
 // tellMemory tells of as many VMs as one answer holds, and of the sum of all. Those that have ended are nil.

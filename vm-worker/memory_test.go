@@ -4,10 +4,12 @@
 package vmworker
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
 
@@ -89,5 +91,22 @@ Anonymous:             8 kB
 	got, err := templateShared(dir)
 	if err != nil || got != (40960-10240)<<10 {
 		t.Errorf("%d KiB are said to be the template's: %v", got>>10, err)
+	}
+}
+
+// With hundreds of guests that hang, what is left must do for the host's part.
+func TestGuestsGetHalfOfTheTimeOfACaller(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Hour)
+	defer cancel()
+	half, release := halfOf(ctx)
+	defer release()
+	if end, limited := half.Deadline(); !limited || time.Until(end) > time.Hour || time.Until(end) < time.Hour/2 {
+		t.Errorf("of two hours guests get until %v", end)
+	}
+	endless, releaseEndless := halfOf(context.WithoutCancel(ctx))
+	defer releaseEndless()
+	if end, limited := endless.Deadline(); limited {
+		t.Errorf("where nothing limits the caller, guests get until %v", end)
 	}
 }
