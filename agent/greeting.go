@@ -30,8 +30,8 @@ func (a *agent) greeted(ctx context.Context, ctl *link.Listener) (net.Conn, erro
 		greeting, err := bus.Greeted(session)
 		switch {
 		case err != nil:
-		case greeting.GetRehearse():
-			if err = a.rehearse(ctx, session); err == nil {
+		case greeting.GetRehearse() != nil:
+			if err = a.rehearse(ctx, session, greeting.GetRehearse()); err == nil {
 				err = errRehearsed
 			}
 		default:

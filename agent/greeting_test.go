@@ -13,6 +13,7 @@ import (
 
 	"bulkhead/bus"
 	"bulkhead/bus/link"
+	agentv1 "bulkhead/proto/agent/v1"
 )
 
 func TestOnlyAGuestWithoutAnIdentityRehearses(t *testing.T) {
@@ -34,7 +35,7 @@ func TestOnlyAGuestWithoutAnIdentityRehearses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r, err := bus.AskRehearsal(session); err != nil || !strings.Contains(r.GetError(), `is "vm.1" already`) || r.GetRounds() != 0 {
+	if r, err := bus.AskRehearsal(session, &agentv1.Rehearsal{}); err != nil || !strings.Contains(r.GetError(), `is "vm.1" already`) || r.GetRounds() != 0 {
 		t.Errorf("the guest says %v, %v", r, err)
 	}
 	if b, err := session.Recv(); err == nil {

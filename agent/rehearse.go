@@ -19,6 +19,7 @@ import (
 	"bulkhead/agent/container"
 	"bulkhead/agent/guest"
 	"bulkhead/agent/loopback"
+	"bulkhead/agent/memory"
 	"bulkhead/agent/network"
 	"bulkhead/agent/rehearsal"
 	"bulkhead/bus"
@@ -39,7 +40,7 @@ var kept = []string{"descriptor of /sys/fs/cgroup", "descriptor of /"}
 
 // rehearse answers a host that wants to keep this guest as one from which others continue, as
 // long as it is nobody.
-func (a *agent) rehearse(ctx context.Context, session *link.Session) error {
+func (a *agent) rehearse(ctx context.Context, session *link.Session, with *agentv1.Rehearsal) error {
 	answer := &agentv1.Rehearsed{}
 	if a.sandbox != "" {
 		answer.Error = fmt.Sprintf("this guest is %q already and does not rehearse", a.sandbox)
@@ -48,7 +49,7 @@ func (a *agent) rehearse(ctx context.Context, session *link.Session) error {
 	ctx, cancel := context.WithTimeout(ctx, rehearsalTime)
 	defer cancel()
 	begun := time.Now()
-	rounds, err := a.rehearseUnseen(ctx)
+	rounds, err := a.rehearseUnseen(ctx, with)
 	answer.Rounds, answer.TookNanos = uint32(rounds), int64(time.Since(begun))
 	if err != nil {
 		answer.Error = err.Error()
@@ -59,12 +60,17 @@ func (a *agent) rehearse(ctx context.Context, session *link.Session) error {
 }
 
 // rehearseUnseen leaves the guest as it was, or says what is left.
-func (a *agent) rehearseUnseen(ctx context.Context) (rounds int, err error) {
+func (a *agent) rehearseUnseen(ctx context.Context, with *agentv1.Rehearsal) (rounds int, err error) {
 	before, err := guest.TakeInventory()
 	if err != nil {
 		return 0, err
 	}
-	if rounds, err = a.rehearseContainers(ctx); err != nil {
+	restore, err := guest.KeepParameters()
+	if err != nil {
+		return 0, err
+	}
+	rounds, err = a.rehearseContainers(ctx, with)
+	if err = errors.Join(err, restore()); err != nil {
 		return rounds, fmt.Errorf("rehearsal: %w", err)
 	}
 	// Descriptors are closed by who reads them to their end, and processes are collected when they have ended: in their own time.
@@ -85,12 +91,7 @@ func (a *agent) rehearseUnseen(ctx context.Context) (rounds int, err error) {
 }
 
 // rehearseContainers runs a second agent, and a host for it. It shares with the first the collector of orphans and nothing else.
-func (a *agent) rehearseContainers(ctx context.Context) (rounds int, err error) {
-	remove, err := rehearsal.Files(rehearsalDir)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { err = errors.Join(err, remove()) }()
+func (a *agent) rehearseContainers(ctx context.Context, with *agentv1.Rehearsal) (rounds int, err error) {
 	ctl, ctlPort, err := channel()
 	if err != nil {
 		return 0, err
@@ -100,27 +101,35 @@ func (a *agent) rehearseContainers(ctx context.Context) (rounds int, err error) 
 		return 0, errors.Join(err, ctl.Close(), ctlPort.Close())
 	}
 	double := &agent{log: a.log.Named("rehearsal"), network: network.New()}
+	if double.memory, err = memory.New(memory.Config{Log: double.log, Dir: container.CgroupDir, Ask: double.wantMemory}); err != nil {
+		return 0, errors.Join(err, ctl.Close(), ctlPort.Close(), io.Close(), ioPort.Close())
+	}
 	double.loopback = loopback.New(double.log, func(context.Context) (*link.Listener, error) {
 		return nil, errors.New("the rehearsal has no third port")
 	})
 	endpoint := stdio.NewEndpoint(stdio.EndpointConfig{})
 	double.containers = container.NewManager(container.Config{
 		Log: double.log, Reaper: a.orphans, Streams: streams{endpoint}, Exited: double.exited, OOMKilled: double.outOfMemory,
-		Prepare:     func(context.Context, string, string) (string, error) { return rehearsalDir, nil },
+		Prepare: double.mountShare, Labels: labels(),
 		MoveNetwork: double.moveNetwork, FindDisk: findDisk, WeighDisk: guest.WeighDisk,
 		StateDir: rehearsalDir + "/state", MemoryDir: rehearsalDir + "/memory",
 	})
 	serving, stop := context.WithCancel(ctx)
 	group, serving := errgroup.WithContext(serving)
+	group.Go(func() error { return double.memory.Run(serving) })
 	group.Go(func() error { return double.serveStreams(serving, link.Listen(ioPort), endpoint) })
 	group.Go(func() error { return double.serveRequests(serving, link.Listen(ctlPort)) })
-	rounds, err = rehearsal.Run(ctx, rehearsal.Ports{Ctl: ctl, IO: io}, func() error {
+	rounds, err = rehearsal.Run(ctx, with, rehearsal.Ports{Ctl: ctl, IO: io}, func() error {
 		stop()
 		return group.Wait()
 	})
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
-	return rounds, errors.Join(err, double.containers.Close(ending))
+	err = errors.Join(err, double.containers.Close(ending), double.shares.Release(ending))
+	for _, dir := range []string{"/state", "/memory", ""} {
+		_ = os.Remove(rehearsalDir + dir) // what is not empty is told as left
+	}
+	return rounds, err
 }
 
 // channel is a stream as long as the agent lives, and both its ends.

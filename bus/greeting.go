@@ -39,7 +39,7 @@ func Greeted(session interface{ Recv() ([]byte, error) }) (*agentv1.Greeting, er
 	if err := proto.Unmarshal(b, g); err != nil {
 		return nil, fmt.Errorf("understanding the host's greeting: %w", err)
 	}
-	if g.Rehearse {
+	if g.Rehearse != nil {
 		return g, nil // it makes the guest nobody, so it brings nothing
 	}
 	if g.Vm == "" || len(g.Entropy) < GreetingEntropy {
@@ -53,8 +53,8 @@ func Greeted(session interface{ Recv() ([]byte, error) }) (*agentv1.Greeting, er
 func AskRehearsal(session interface {
 	Send(b []byte) error
 	Recv() ([]byte, error)
-}) (*agentv1.Rehearsed, error) {
-	if err := Greet(session, &agentv1.Greeting{Rehearse: true}); err != nil {
+}, with *agentv1.Rehearsal) (*agentv1.Rehearsed, error) {
+	if err := Greet(session, &agentv1.Greeting{Rehearse: with}); err != nil {
 		return nil, err
 	}
 	b, err := session.Recv()

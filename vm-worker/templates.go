@@ -18,7 +18,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"bulkhead/bus"
 	"bulkhead/bus/link"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hypervisor"
@@ -311,39 +310,13 @@ func (t *templates) boot(ctx context.Context, k kind) (_ hypervisor.Template, er
 		return nil, fmt.Errorf("make the directory of a template: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(spec.Dir)) }()
-	made, err := t.driver.MakeTemplate(ctx, spec, makeReady)
+	made, err := t.driver.MakeTemplate(ctx, spec, t.w.makeReady)
 	if errors.Is(err, errRehearsal) && ctx.Err() == nil {
 		// Containers start slower from it, but sooner than in a VM that boots.
 		t.w.log.Error("the guest of a template could not rehearse, and is made anew without", "kind", k, "error", err)
 		return t.driver.MakeTemplate(ctx, spec, awaitListening)
 	}
 	return made, err
-}
-
-// errRehearsal says that the guest could not rehearse, or has not become again what it was. It is not to be kept.
-var errRehearsal = errors.New("the guest did not rehearse")
-
-// makeReady makes a guest ready to be continued from: it listens, and has done all that a first container makes it
-// do, so that no clone does anything for the first time. It is still nobody's.
-func makeReady(ctx context.Context, vm hypervisor.VM) error {
-	if err := awaitListening(ctx, vm); err != nil {
-		return err
-	}
-	if err := rehearse(ctx, vm); err != nil {
-		return fmt.Errorf("%w: %w", errRehearsal, err)
-	}
-	return awaitListening(ctx, vm)
-}
-
-// rehearse has the guest make, use and remove containers of its own (agent/rehearsal).
-func rehearse(ctx context.Context, vm hypervisor.VM) error {
-	return inSession(ctx, vm.DialCtl, func(session *link.Session) error {
-		r, err := bus.AskRehearsal(session)
-		if err == nil && r.GetError() != "" {
-			err = errors.New(r.GetError())
-		}
-		return err
-	})
 }
 
 // awaitListening waits until the guest answers on both channels, and leaves it

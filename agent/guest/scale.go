@@ -12,24 +12,28 @@ import (
 	"syscall"
 )
 
-// ScaleParameters sets what the kernel derives from the memory it boots with, and would
-// leave at that: the machine starts small, and grows up to limit bytes. Where the kernel's own
-// value is no lower, it stays.
-func ScaleParameters(limit uint64) error {
-	const (
-		page        = 4096
-		threadStack = 16 << 10
-	)
+// scaledParameter is a kernel parameter, and the least that its numbers are to be.
+type scaledParameter struct {
+	path   string
+	values []uint64
+}
+
+// leastThreads is an eighth of the memory in stacks, as the kernel does it (set_max_threads).
+func leastThreads(limit uint64) uint64 {
+	const threadStack = 16 << 10
+	return max(limit/(8*threadStack), 20)
+}
+
+// scaled are the parameters of a machine that grows up to limit bytes.
+func scaled(limit uint64) []scaledParameter {
+	const page = 4096
 	pages := limit / page
 	// As the kernel does: threads in an eighth of the memory (set_max_threads), open files in a tenth
 	// (files_maxfiles_init), TCP in 1/16 to 3/16 of it and a connection in 1/128 (tcp_init).
-	threads := max(limit/(8*threadStack), 20)
+	threads := leastThreads(limit)
 	tcp := [3]uint64{pages / 16 * 3 / 4, pages / 16, pages / 16 * 3 / 2}
 	window := limit / 128
-	for _, p := range []struct {
-		path   string
-		values []uint64
-	}{
+	return []scaledParameter{
 		{"/proc/sys/kernel/threads-max", []uint64{threads}},
 		{"/proc/sys/fs/file-max", []uint64{limit / 10 / 1024}},
 		{"/proc/sys/fs/epoll/max_user_watches", []uint64{limit / 25 / 160}},
@@ -48,17 +52,26 @@ func ScaleParameters(limit uint64) error {
 		{"/proc/sys/user/max_time_namespaces", []uint64{threads / 2}},
 		{"/proc/sys/user/max_user_namespaces", []uint64{threads / 2}},
 		{"/proc/sys/user/max_uts_namespaces", []uint64{threads / 2}},
-	} {
+	}
+}
+
+// sigpending is RLIMIT_SIGPENDING, which package syscall lacks.
+const sigpending = 11
+
+// ScaleParameters sets what the kernel derives from the memory it boots with, and would
+// leave at that: the machine starts small, and grows up to limit bytes. Where the kernel's own
+// value is no lower, it stays.
+func ScaleParameters(limit uint64) error {
+	for _, p := range scaled(limit) {
 		if err := raise(p.path, p.values); err != nil {
 			return err
 		}
 	}
-	const sigpending = 11 // RLIMIT_SIGPENDING, which package syscall lacks
 	var have syscall.Rlimit
 	if err := syscall.Getrlimit(sigpending, &have); err != nil {
 		return fmt.Errorf("reading the limit of pending signals: %w", err)
 	}
-	if n := threads / 2; have.Cur < n {
+	if n := leastThreads(limit) / 2; have.Cur < n {
 		if err := syscall.Setrlimit(sigpending, &syscall.Rlimit{Cur: n, Max: max(n, have.Max)}); err != nil {
 			return fmt.Errorf("setting the limit of pending signals: %w", err)
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,6 +23,7 @@ const (
 	// (net/9p/trans_virtio.c: 125 pages). access=user attaches once per uid, which is how the
 	// host learns whose file it makes. Without posixacl the modes alone decide.
 	shareOptions = "trans=virtio,version=9p2000.L,msize=512000,cache=mmap,access=user"
+	releaseRetry = 20 * time.Millisecond
 	shareDriver  = "/sys/bus/virtio/drivers/9pnet_virtio"
 )
 
@@ -71,6 +73,37 @@ func (s *Shares) Mount(ctx context.Context, tag, label string) (dir string, err 
 	}
 	s.labels[tag] = label
 	return dir, nil
+}
+
+// Release gives up the share that every VM has, so that the host can stop the machine and keep it: a device with a 9p
+// session cannot be kept. It waits for those who have it mounted still, in namespaces that are ending.
+func (s *Shares) Release(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	dir := "/run/" + shareTag
+	if _, ok := s.labels[shareTag]; !ok {
+		return nil
+	}
+	delete(s.labels, shareTag)
+	if err := unix.Unmount(dir, 0); err != nil {
+		return fmt.Errorf("giving up the host's share: %w", err)
+	}
+	// A device takes one session at a time: when there can be another, that one is over, and this one ends with its only mount.
+	for {
+		err := unix.Mount(shareTag, dir, "9p", 0, shareOptions)
+		if err == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the host's share is still mounted somewhere: %w: %w", ctx.Err(), err)
+		case <-time.After(releaseRetry): // the kernel tells nobody
+		}
+	}
+	if err := errors.Join(unix.Unmount(dir, 0), os.Remove(dir)); err != nil {
+		return fmt.Errorf("giving up the host's share: %w", err)
+	}
+	return nil
 }
 
 // awaitShare waits for a device that the host has plugged in just now. The first is there from the start.

@@ -12,7 +12,6 @@
 package reexec
 
 import (
-	"io"
 	"os"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -22,13 +21,6 @@ import (
 )
 
 func init() {
-	if len(os.Args) == 1 && os.Args[0] == "/rehearse" {
-		// The program in the containers of a rehearsal (agent/rehearsal): it ends with its input.
-		if _, err := io.Copy(os.Stdout, os.Stdin); err != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		// This thread becomes the container's program. That it keeps its slack is no reason not to.
 		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0)

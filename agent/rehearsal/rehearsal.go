@@ -7,8 +7,8 @@
 // Code that runs for the first time is slow: the guest reads it, and under emulation QEMU translates it. A guest
 // from which others continue therefore rehearses first (docs/architecture.md, "Templates and the pool").
 //
-// It may import bus, its client-side packages and proto. The invariant: it needs nothing of the host, and knows nothing
-// that a guest without a name may not know.
+// It may import bus, its client-side packages and proto. The invariant: all that it has of the host are files that every
+// guest may see, and it knows nothing that a guest without a name may not know.
 package rehearsal
 
 import (
@@ -37,7 +37,7 @@ type Ports struct{ Ctl, IO net.Conn }
 
 // Run has the agent behind the ports go through the rounds, and tells how many it has finished. Then it has the agent
 // stop, which that one tells its bus, and closes the ports.
-func Run(ctx context.Context, p Ports, stop func() error) (done int, err error) {
+func Run(ctx context.Context, with *agentv1.Rehearsal, p Ports, stop func() error) (done int, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	context.AfterFunc(ctx, func() { p.Ctl.Close(); p.IO.Close() })
@@ -55,7 +55,7 @@ func Run(ctx context.Context, p Ports, stop func() error) (done int, err error) 
 	if err := bus.Greet(ctl, &agentv1.Greeting{Vm: name, Entropy: entropy, UnixNanos: time.Now().UnixNano()}); err != nil {
 		return 0, err
 	}
-	h := &host{bus: newBroker(ctl.NetConn()), relays: newRelays(io)}
+	h := &host{with: with, bus: newBroker(ctl.NetConn()), relays: newRelays(io)}
 	group, serving := errgroup.WithContext(ctx)
 	group.Go(h.bus.serve)
 	group.Go(h.relays.serve)

@@ -11,12 +11,14 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	agentv1 "bulkhead/proto/agent/v1"
 )
 
 // host is what a round is made with.
 type host struct {
+	with   *agentv1.Rehearsal
 	bus    *broker
 	relays *relays
 }
@@ -35,7 +37,7 @@ func (h *host) round(ctx context.Context, n int) error {
 	}
 	terminal, killed := n%2 == 1, n%2 == 0
 	init, key := h.relays.open(), name+strconv.Itoa(n)
-	s, err := spec(terminal)
+	s, err := spec(h.with.GetProgram(), terminal)
 	if err != nil {
 		return err
 	}
@@ -44,8 +46,8 @@ func (h *host) round(ctx context.Context, n int) error {
 		return err
 	}
 	create := &agentv1.CreateRequest{
-		Container: key, Config: string(config), Channel: init.channel, Rootfs: rootDir, Id: key, Bundle: "/" + key,
-		Shares: []*agentv1.ShareMount{{Destination: hostsFile, Source: filesDir + hostsFile, ReadOnly: true}},
+		Container: key, Config: string(config), Channel: init.channel, Rootfs: h.with.GetRootfs(), Id: key, Bundle: "/" + key,
+		Shares: []*agentv1.ShareMount{{Destination: hostsFile, Source: h.with.GetFile(), ReadOnly: true}},
 	}
 	if err := h.bus.ask(ctx, "create", create, &agentv1.CreateReply{}); err != nil {
 		return err
@@ -81,9 +83,14 @@ func (h *host) round(ctx context.Context, n int) error {
 	return h.bus.ask(ctx, "delete", &agentv1.DeleteRequest{Container: key}, &agentv1.DeleteReply{})
 }
 
-// settle is what comes before a first container. The host name stays what it was.
+// settle is what comes before a first container.
 func (h *host) settle(ctx context.Context) error {
-	if err := h.bus.ask(ctx, "configure", &agentv1.ConfigureRequest{Vm: name, Vcpus: 1}, &agentv1.ConfigureReply{}); err != nil {
+	configure := proto.CloneOf(h.with.GetConfigure())
+	if configure == nil {
+		configure = &agentv1.ConfigureRequest{}
+	}
+	configure.Vm = name
+	if err := h.bus.ask(ctx, "configure", configure, &agentv1.ConfigureReply{}); err != nil {
 		return err
 	}
 	return h.bus.ask(ctx, "network", &agentv1.NetworkRequest{Revision: 1}, &agentv1.NetworkReply{})
@@ -92,7 +99,7 @@ func (h *host) settle(ctx context.Context) error {
 // exec runs one more process, which repeats what it is told.
 func (h *host) exec(ctx context.Context, key, id string, terminal bool) error {
 	r := h.relays.open()
-	process, err := json.Marshal(program(terminal))
+	process, err := json.Marshal(program(h.with.GetProgram(), terminal))
 	if err != nil {
 		return err
 	}
@@ -112,9 +119,9 @@ func (h *host) exec(ctx context.Context, key, id string, terminal bool) error {
 }
 
 // program is the process that engines ask for when a person gives a command.
-func program(terminal bool) *specs.Process {
+func program(path string, terminal bool) *specs.Process {
 	p := &specs.Process{
-		Args: []string{Program}, Cwd: "/", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"},
+		Args: []string{path}, Cwd: "/", Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"},
 		Capabilities: &specs.LinuxCapabilities{Bounding: capabilities, Effective: capabilities, Permitted: capabilities},
 		Terminal:     terminal,
 	}

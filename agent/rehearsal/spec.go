@@ -16,15 +16,17 @@ import (
 //go:embed seccomp.json
 var seccompProfile json.RawMessage
 
+const hostsFile = "/etc/hosts"
+
 var capabilities = []string{
 	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
 	"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 }
 
 // spec is the configuration that Docker writes for a container of which nothing special is asked.
-func spec(terminal bool) (*specs.Spec, error) {
+func spec(path string, terminal bool) (*specs.Spec, error) {
 	s := &specs.Spec{
-		Version: "1.2.0", Process: program(terminal), Root: &specs.Root{Path: "/"}, Hostname: name,
+		Version: "1.2.0", Process: program(path, terminal), Root: &specs.Root{Path: "/"}, Hostname: name,
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},

@@ -17,7 +17,7 @@ import (
 // TestARehearsalLeavesNoTrace asks the agent, which compares what there is before and after, and looks from a container at the guest
 // that has rehearsed and at one that has not.
 func TestARehearsalLeavesNoTrace(t *testing.T) {
-	rehearsed := vmtest.BootMachine(t, vmtest.Machine{Rehearse: true})
+	rehearsed := vmtest.BootMachine(t, vmtest.Machine{Rehearse: func(dir string) { makeRootfs(t, dir) }})
 	if r := rehearsed.Rehearsed; r.GetError() != "" || r.GetRounds() == 0 {
 		t.Fatalf("%d containers, then: %q\n%s", r.GetRounds(), r.GetError(), rehearsed.Console())
 	}

@@ -74,8 +74,14 @@ func withoutSeccomp(s *specs.Spec) { s.Linux.Seccomp = nil }
 // busyboxRootfs puts a root file system for the container into the share.
 func busyboxRootfs(t testing.TB, vm *vmtest.VM, key string) string {
 	t.Helper()
+	makeRootfs(t, filepath.Join(vm.Share, key, "rootfs"))
+	return key + "/rootfs"
+}
+
+// makeRootfs makes a root file system, if it is not there yet.
+func makeRootfs(t testing.TB, dir string) {
+	t.Helper()
 	const busybox = "/bin/busybox"
-	dir := filepath.Join(vm.Share, key, "rootfs")
 	for _, d := range []string{"bin", "proc", "sys", "dev", "etc", "tmp", "root"} {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			t.Fatal(err)
@@ -91,7 +97,7 @@ func busyboxRootfs(t testing.TB, vm *vmtest.VM, key string) string {
 	defer src.Close()
 	dst, err := os.OpenFile(filepath.Join(dir, "bin/busybox"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
 	if os.IsExist(err) {
-		return key + "/rootfs"
+		return
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -105,5 +111,7 @@ func busyboxRootfs(t testing.TB, vm *vmtest.VM, key string) string {
 			t.Fatal(err)
 		}
 	}
-	return key + "/rootfs"
+	if err := os.WriteFile(filepath.Join(dir, "etc/hosts"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 }

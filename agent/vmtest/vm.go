@@ -85,7 +85,8 @@ func (c *console) String() string {
 type Machine struct {
 	Options    []string // of QEMU
 	Parameters string   // of the kernel
-	Rehearse   bool     // before it is greeted
+	// Rehearse has the guest rehearse before it is greeted, with a root file system that this puts there.
+	Rehearse func(dir string)
 }
 
 // Boot starts a VM and waits until its agent is ready. The end of the test ends it.
@@ -124,7 +125,8 @@ func BootMachine(t testing.TB, m Machine) *VM {
 	t.Cleanup(vm.end)
 	vm.streams = newStreams()
 	vm.wg.Go(func() { vm.serveIO(ctx, filepath.Join(dir, "io.sock")) })
-	if m.Rehearse {
+	if m.Rehearse != nil {
+		m.Rehearse(filepath.Join(vm.Share, rehearsal, "rootfs"))
 		if vm.Rehearsed, err = vm.AskRehearsal(ctx); err != nil {
 			t.Fatalf("asking for a rehearsal: %v; the guest's console:\n%s", err, vm.console)
 		}
@@ -142,6 +144,9 @@ func BootMachine(t testing.TB, m Machine) *VM {
 	return vm
 }
 
+// rehearsal is where the files for a rehearsal are, below the share.
+const rehearsal = "rehearsal"
+
 // AskRehearsal has the guest rehearse, in a session of its own on the control port.
 func (vm *VM) AskRehearsal(ctx context.Context) (*agentv1.Rehearsed, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
@@ -152,7 +157,13 @@ func (vm *VM) AskRehearsal(ctx context.Context) (*agentv1.Rehearsed, error) {
 	}
 	defer session.Close()
 	defer context.AfterFunc(ctx, func() { session.Close() })()
-	return bus.AskRehearsal(session)
+	return bus.AskRehearsal(session, &agentv1.Rehearsal{
+		Rootfs: rehearsal + "/rootfs", Program: "/bin/cat", File: rehearsal + "/rootfs/etc/hosts",
+		Configure: &agentv1.ConfigureRequest{
+			Hostname: "other", UnixNanos: time.Now().UnixNano(), Vcpus: 1,
+			Memory: &agentv1.Memory{Has: 256 << 20, Base: 256 << 20, Limit: 1 << 30, Containers: 1 << 30},
+		},
+	})
 }
 
 // Close ends the VM before the end of the test does.

@@ -109,7 +109,7 @@ func (g *guest) serveRequests(ctx context.Context, ctl *link.Listener) {
 			return nil, err
 		}
 		greeting, err := bus.Greeted(session)
-		if err == nil && greeting.GetRehearse() {
+		if err == nil && greeting.GetRehearse() != nil {
 			err = errors.Join(errors.New("the host asked for a rehearsal"), bus.TellRehearsed(session, &agentv1.Rehearsed{Error: g.unrehearsed}))
 		}
 		if err == nil && greeting.Vm != g.sandbox {
