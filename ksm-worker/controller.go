@@ -75,6 +75,10 @@ type look struct {
 // countEvery is how often the pages of VMs are counted when none comes or goes.
 const countEvery = 30 * time.Second
 
+// countVM is how much later they are counted for each VM when many come and go: a file is read of
+// each, which would take as long as the starts themselves were it done for every one of them.
+const countVM = 4 * time.Millisecond
+
 // idleLook is how often the host is looked at while nothing is steered.
 const idleLook = time.Minute
 
@@ -307,7 +311,7 @@ func (c *controller) look() error {
 		pressure: m.pressure(), anonPages: m.anonPages, vms: len(c.vms),
 	}
 	s.cpu, s.cpuKnown = c.proc.ksmdCPU()
-	if c.vmsChanged || s.at.Sub(c.counted) > countEvery { // a file for each VM
+	if since := s.at.Sub(c.counted); c.vmsChanged && since >= time.Duration(len(c.vms))*countVM || since > countEvery {
 		c.vmPages, c.counted, c.vmsChanged = c.proc.anonymous(c.list()), s.at, false
 	}
 	s.vmPages = c.vmPages

@@ -167,7 +167,6 @@ func (m memory) pressure() float64 {
 type merging struct {
 	pages, zero int64
 	profit      int64 // bytes
-	anon        int64 // bytes of anonymous memory, merged or not
 }
 
 func (p *proc) merging(pid int) (m merging, err error) {
@@ -187,7 +186,6 @@ func (p *proc) merging(pid int) (m merging, err error) {
 			m.profit = value
 		}
 	}
-	m.anon = p.pairs(filepath.Join(dir, "status"))["RssAnon:"] << 10
 	return m, nil
 }
 
@@ -244,9 +242,7 @@ func (p *proc) report(vms []vm, k *ksmv1.KernelState) []*ksmv1.VM {
 func (p *proc) anonymous(vms []vm) int64 {
 	var bytes int64
 	for _, v := range vms {
-		if m, err := p.merging(v.pid); err == nil {
-			bytes += m.anon
-		}
+		bytes += p.pairs(filepath.Join(p.dir, strconv.Itoa(v.pid), "status"))["RssAnon:"] << 10
 	}
 	return bytes / pageSize
 }
