@@ -97,9 +97,10 @@ func (b *Bucket[T]) Modify(ctx context.Context, key string, change func(T) error
 	return none, Errorf(Unavailable, "modify %s/%s: %w %d times in a row", b.name, key, ErrConflict, modifyAttempts)
 }
 
-// Delete removes a record, leaving its history. An absent one is no error.
+// Delete removes a record and its history: a host runs any number of containers, and the store
+// is in memory. That it went is told for another goneLife. An absent one is no error.
 func (b *Bucket[T]) Delete(ctx context.Context, key string) error {
-	if err := b.kv.Delete(ctx, key); err != nil {
+	if err := b.kv.Purge(ctx, key, jetstream.PurgeTTL(goneLife)); err != nil {
 		return stateError(b.name, "delete", key, err)
 	}
 	return nil

@@ -14,3 +14,10 @@ func SetGuestConnectTimeout(t *testing.T, d time.Duration) {
 	guestConnectTimeout = d
 	t.Cleanup(func() { guestConnectTimeout = old })
 }
+
+// SetGoneLife has it forgotten sooner that records went.
+func SetGoneLife(t *testing.T, d time.Duration) {
+	old := goneLife
+	goneLife = d
+	t.Cleanup(func() { goneLife = old })
+}

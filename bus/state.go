@@ -24,20 +24,23 @@ const (
 const EventStream = "EV"
 
 const (
-	recordHistory     = 5 // what "nats kv history" shows of a record
+	recordHistory     = 5 // what "nats kv history" shows of a record that is there
 	operationLife     = 10 * time.Minute
 	eventLife         = 24 * time.Hour
 	eventBytes        = 64 << 20
 	eventDuplicateFor = 2 * time.Minute
 )
 
+// goneLife is how long a bucket tells that a record went. Tests shorten it.
+var goneLife = 10 * time.Minute
+
 // CreateState makes the buckets and the event stream where they are missing and
 // brings their settings up to date. The server does this as it starts.
 func CreateState(ctx context.Context, c *Conn) error {
 	buckets := []jetstream.KeyValueConfig{
-		{Bucket: BucketContainers, Description: "containers, as protojson bulkhead.vm.v1.Container", History: recordHistory},
-		{Bucket: BucketSandboxes, Description: "virtual machines, as protojson bulkhead.vm.v1.Sandbox", History: recordHistory},
-		{Bucket: BucketNetworks, Description: "networks of virtual machines, as protojson bulkhead.net.v1.Attachment", History: recordHistory},
+		{Bucket: BucketContainers, Description: "containers, as protojson bulkhead.vm.v1.Container", History: recordHistory, LimitMarkerTTL: goneLife},
+		{Bucket: BucketSandboxes, Description: "virtual machines, as protojson bulkhead.vm.v1.Sandbox", History: recordHistory, LimitMarkerTTL: goneLife},
+		{Bucket: BucketNetworks, Description: "networks of virtual machines, as protojson bulkhead.net.v1.Attachment", History: recordHistory, LimitMarkerTTL: goneLife},
 		// History 1: with more, the server stretches a TTL to its marker's.
 		{Bucket: BucketOperations, Description: "outcomes of operations, kept for ten minutes", History: 1, TTL: operationLife},
 	}

@@ -74,6 +74,54 @@ func TestRecordsAreComparedBeforeTheyAreSwapped(t *testing.T) {
 	}
 }
 
+// A store in memory must not grow with every container that ever ran.
+func TestNothingIsKeptOfRecordsThatWent(t *testing.T) {
+	bus.SetGoneLife(t, time.Second)
+	c := bustest.Start(t).Conn()
+	s := sandboxes(t, c)
+	const count = 20
+	for i := range count {
+		key := "vm-" + strconv.Itoa(i)
+		for range 3 {
+			if _, err := s.Put(t.Context(), key, &vmv1.Sandbox{Id: key}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Put(t.Context(), "vm-there", &vmv1.Sandbox{Id: "vm-there"}); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := c.JetStream().Stream(t.Context(), "KV_"+bus.BucketSandboxes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for first := true; ; first = false {
+		info, err := stream.Info(ctx)
+		if err != nil {
+			t.Fatalf("the records of what went are not forgotten: %v", err)
+		}
+		if first && info.State.Msgs > count+1 {
+			t.Errorf("of %d records that went %d messages are kept", count, info.State.Msgs-1)
+		}
+		if info.State.Msgs == 1 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if keys, err := s.Keys(t.Context()); err != nil || len(keys) != 1 {
+		t.Errorf("the bucket holds %v, %v", keys, err)
+	}
+	// What went may come again.
+	if _, err := s.Create(t.Context(), "vm-0", &vmv1.Sandbox{Id: "vm-0"}); err != nil {
+		t.Errorf("a record that went cannot be made again: %v", err)
+	}
+}
+
 func TestModifyLosesNoUpdate(t *testing.T) {
 	s := sandboxes(t, bustest.Start(t).Conn())
 	if _, err := s.Put(t.Context(), "k", &vmv1.Sandbox{}); err != nil {
