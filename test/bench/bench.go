@@ -61,11 +61,15 @@ var measures = []measure{
 func (b *bench) measure(ctx context.Context) error {
 	var errs []error
 	for _, m := range measures {
+		began := time.Now()
 		taking, cancel := context.WithTimeoutCause(ctx, m.time, fmt.Errorf("it took longer than %s", m.time))
 		if err := m.take(taking, b); err != nil {
 			errs = append(errs, fmt.Errorf("not all of %q could be measured: %w", m.name, err))
 		}
 		cancel()
+		if took := time.Since(began); took > time.Second {
+			b.tell("bench: %s took %.0f s", m.name, took.Seconds())
+		}
 		if ctx.Err() != nil {
 			break
 		}

@@ -244,6 +244,9 @@ func measurePhases(ctx context.Context, b *bench) error {
 	n := b.samples(10)
 	for i := range n {
 		b.progress("phases %d/%d", i+1, n)
+		if err := b.calm(ctx); err != nil {
+			return err
+		}
 		c, err := b.bulkhead.launch(ctx, numbered("phase", i), b.bundles.sleep, stdio{})
 		if err != nil {
 			return err

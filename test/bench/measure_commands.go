@@ -33,7 +33,6 @@ func measureRun(ctx context.Context, b *bench) error {
 	type run struct {
 		name string
 		rt   *runtime
-		conn *bus.Conn // nil: none of bulkhead's
 	}
 	var runs []run
 	for _, v := range variants {
@@ -41,7 +40,7 @@ func measureRun(ctx context.Context, b *bench) error {
 		switch {
 		case b.bulkhead == nil || !wanted:
 		case v.config == "":
-			runs = append(runs, run{v.name, b.bulkhead, b.conn})
+			runs = append(runs, run{v.name, b.bulkhead})
 		default:
 			in, err := b.startDaemon(ctx, strings.TrimPrefix(v.name, "run_true_"), v.config)
 			if err != nil {
@@ -50,26 +49,35 @@ func measureRun(ctx context.Context, b *bench) error {
 			if err := b.warm(ctx, in.runtime); err != nil {
 				return err
 			}
-			runs = append(runs, run{v.name, in.runtime, in.conn})
+			runs = append(runs, run{v.name, in.runtime})
 		}
 	}
 	for _, rt := range b.runtimes(slices.Concat(runNames, partNames)...) {
 		if rt != b.bulkhead {
-			runs = append(runs, run{twin(rt.prefix, runNames[0]), rt, nil})
+			runs = append(runs, run{twin(rt.prefix, runNames[0]), rt})
 		}
 	}
 	n := b.samples(30)
 	for i := range n {
 		for _, r := range runs {
 			b.progress("%s %d/%d", r.name, i+1, n)
-			if r.conn != nil {
-				if err := awaitStock(ctx, r.conn); err != nil {
-					return err
-				}
+			if err := b.calm(ctx); err != nil {
+				return err
 			}
 			if err := b.runOnce(ctx, r.rt, r.name, numbered("run", i)); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// calm waits until no daemon makes a VM or a template ahead of time: that is work of the sample before, and
+// must not slow the next one, whose ever it is.
+func (b *bench) calm(ctx context.Context) error {
+	for _, in := range b.instances {
+		if err := awaitStock(ctx, in.conn); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -163,6 +171,9 @@ func (b *bench) inIdleContainers(ctx context.Context, name string, n int, action
 			return err
 		}
 		containers = append(containers, c)
+	}
+	if err := b.calm(ctx); err != nil {
+		return err
 	}
 	for i := range n + 1 {
 		for _, c := range containers {

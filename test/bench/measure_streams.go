@@ -41,6 +41,9 @@ func (b *bench) echoes(ctx context.Context, rt *runtime, n int) (err error) {
 	}
 	defer func() { err = errors.Join(err, c.remove(ctx)) }()
 	defer master.Close()
+	if err := b.calm(ctx); err != nil {
+		return err
+	}
 	for i := range min(n, 4000) + 1 {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
@@ -118,6 +121,9 @@ func (b *bench) readOutput(ctx context.Context, rt *runtime, id string) (_ time.
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, c.remove(ctx)) }()
+	if err := b.calm(ctx); err != nil { // meanwhile the windows fill, which is half a hundredth of all
+		return 0, err
+	}
 	defer stopAt(ctx, reader)()
 	buf := make([]byte, 1<<20)
 	n, err := reader.Read(buf)
@@ -165,6 +171,9 @@ func (b *bench) writeInput(ctx context.Context, rt *runtime, id string) (_ time.
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, c.remove(ctx)) }()
+	if err := b.calm(ctx); err != nil {
+		return 0, err
+	}
 	defer stopAt(ctx, in, out)()
 	block := make([]byte, blockBytes)
 	began := time.Now()
