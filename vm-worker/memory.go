@@ -152,13 +152,7 @@ func (k *stock) memory() *vmv1.StockMemory {
 			m.ZygotesAnonymousPssBytes += zygote["Pss_Anon"]
 		}
 	}
-	k.mu.Lock()
-	cgroup := k.cgroup
-	k.mu.Unlock()
-	if cgroup == nil {
-		return m
-	}
-	charged, err := cgroup.Anonymous()
+	charged, err := k.cgroups.anonymous()
 	if err != nil {
 		k.w.log.Debug("memory of the pool's cgroup not read", "error", err)
 	}

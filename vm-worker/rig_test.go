@@ -38,7 +38,7 @@ type host struct {
 	stock  *templating // nil: the hypervisor has no templates
 	cfg    config.VM
 
-	pressure string // where the kernel tells of waits for memory; empty: the host's
+	pressure string // where the kernel tells of waits for memory
 	cgroups  string // where the containers have their host cgroups
 	before   []int  // fake VMs that are not this test's
 	stop     func() // ends the worker as SIGTERM does and waits for it
@@ -61,6 +61,7 @@ func newBus(t *testing.T, edits ...func(*config.VM)) *host {
 	t.Helper()
 	h := &host{t: t, bus: bustest.Start(t), cfg: testConfig(), changed: make(chan struct{}), before: children("fake-vm")}
 	h.conn = h.bus.Conn()
+	h.pressure = filepath.Join(t.TempDir(), "none")             // what else the host does is nothing to these tests
 	h.cgroups = "/" + filepath.Base(filepath.Dir(h.bus.RunDir)) // unique, as the run directory is
 	t.Cleanup(h.sweep)
 	for _, e := range edits {

@@ -7,20 +7,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"bulkhead/bus"
 	vmv1 "bulkhead/proto/vm/v1"
-	"bulkhead/vm-worker/hostcgroup"
 	"bulkhead/vm-worker/hypervisor"
 )
 
@@ -32,6 +28,7 @@ import (
 type stock struct {
 	w         *Worker
 	templates *templates
+	cgroups   stockCgroups
 	parts     *parts        // nil: nobody tells when a file changes
 	work      chan struct{} // capacity 1: something may be missing
 	done      chan struct{} // closed when run has ended; nil: it was not begun
@@ -41,7 +38,6 @@ type stock struct {
 	taken   uint64
 	missed  uint64
 	waiting string // why the pool is not full
-	cgroup  *hostcgroup.Cgroup
 }
 
 const (
@@ -49,12 +45,10 @@ const (
 	stockRetry = 20 * time.Second
 	// neededElsewhere is why there is no pool, or a smaller one.
 	neededElsewhere = "VMs in use need the memory"
-	// stockWeight is the weight of what is being made against a container's 1024 (cpu.shares).
-	stockWeight = 64
 )
 
 func (w *Worker) newStock() *stock {
-	return &stock{w: w, templates: w.newTemplates(), work: make(chan struct{}, 1)}
+	return &stock{w: w, templates: w.newTemplates(), cgroups: stockCgroups{w: w}, work: make(chan struct{}, 1)}
 }
 
 // wake has run look for what is missing.
@@ -75,7 +69,7 @@ func (k *stock) begin() {
 // template without one, when the first VM would have used it.
 func (k *stock) run() {
 	defer close(k.done)
-	k.removeLeft()
+	k.cgroups.removeLeft(k.w.context())
 	if k.templates.driver == nil {
 		return
 	}
@@ -167,7 +161,7 @@ func (k *stock) start(ctx context.Context) (*sandbox, error) {
 	if base.From, err = k.templates.current(ctx, plainKind, base); err != nil {
 		return nil, err
 	}
-	if base.CgroupProcs, err = k.cgroupProcs(ctx); err != nil {
+	if base.CgroupProcs, err = k.cgroups.procs(making); err != nil {
 		return nil, err
 	}
 	s, err := k.startFrom(ctx, base)
@@ -333,60 +327,7 @@ func (k *stock) close() {
 	ctx := context.Background()
 	k.drain(ctx, "the worker ends")
 	k.templates.close()
-	k.mu.Lock()
-	cgroup := k.cgroup
-	k.cgroup = nil
-	k.mu.Unlock()
-	if cgroup != nil {
-		if err := k.removeCgroup(ctx, cgroup); err != nil {
-			k.w.log.Warn("cgroup of the pool not removed", "error", err)
-		}
-	}
-}
-
-// removeLeft removes the cgroup of an earlier worker that was killed; what was in it was found by its directories.
-func (k *stock) removeLeft() {
-	left, err := hostcgroup.Load(k.cgroupFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return
-	}
-	if err == nil {
-		err = k.removeCgroup(k.w.context(), left)
-	}
-	if err != nil {
-		k.w.log.Warn("cgroup of an earlier pool not removed", "error", err)
-	}
-}
-
-func (k *stock) cgroupFile() string { return filepath.Join(k.w.store.dir, "pool-cgroup.json") }
-
-// cgroupProcs enters the cgroup of what is being made and of what waits.
-func (k *stock) cgroupProcs(ctx context.Context) ([]string, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.cgroup != nil {
-		return k.cgroup.ProcsPaths(), nil
-	}
-	weight := uint64(stockWeight)
-	// Several daemons may share a host, each with a directory of its own.
-	name := "pool-" + strings.ReplaceAll(strings.Trim(k.w.runDir, "/"), "/", "-")
-	spec := &specs.Spec{Linux: &specs.Linux{Resources: &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &weight}}}}
-	cgroup, err := hostcgroup.Create(spec, name, hostcgroup.Options{StateFile: k.cgroupFile()})
-	if err != nil {
-		return nil, fmt.Errorf("the cgroup of the pool: %w", err)
-	}
-	k.cgroup = cgroup
-	return cgroup.ProcsPaths(), nil
-}
-
-func (k *stock) removeCgroup(ctx context.Context, cgroup *hostcgroup.Cgroup) error {
-	if err := cgroup.Destroy(ctx); err != nil {
-		return err
-	}
-	if err := os.Remove(k.cgroupFile()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the cgroup of the pool: %w", err)
-	}
-	return nil
+	k.cgroups.remove(ctx)
 }
 
 // describe answers vm.pool.

@@ -122,6 +122,8 @@ func (h *host) pool() *vmv1.PoolReply {
 	if err != nil {
 		h.t.Fatal(err)
 	}
+	// The oldest first, as they are taken and given up.
+	slices.SortFunc(reply.Sandboxes, func(a, b *vmv1.Sandbox) int { return a.Created.AsTime().Compare(b.Created.AsTime()) })
 	return reply
 }
 

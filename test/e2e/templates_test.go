@@ -106,7 +106,7 @@ func booting(pids []int) bool {
 
 func nothingOfTemplates(h *host.Host, pids []int) error {
 	dirs, _ := h.Spare()
-	errs := []error{gone(filepath.Join(h.RunDir, "vm", "pool-cgroup.json"))}
+	errs := []error{gone(filepath.Join(h.RunDir, "vm", "pool-cgroup.json")), gone(filepath.Join(h.RunDir, "vm", "zygote-cgroup.json"))}
 	for _, dir := range dirs {
 		errs = append(errs, fmt.Errorf("%s is left", dir))
 	}
@@ -116,7 +116,7 @@ func nothingOfTemplates(h *host.Host, pids []int) error {
 	cgroups, err := ground.Cgroups()
 	errs = append(errs, err)
 	for _, cgroup := range cgroups {
-		if strings.Contains(cgroup, "pool-") && strings.Contains(cgroup, strings.ReplaceAll(strings.Trim(h.RunDir, "/"), "/", "-")) {
+		if (strings.Contains(cgroup, "pool-") || strings.Contains(cgroup, "zygote-")) && strings.Contains(cgroup, strings.ReplaceAll(strings.Trim(h.RunDir, "/"), "/", "-")) {
 			errs = append(errs, fmt.Errorf("cgroup %s is left", cgroup))
 		}
 	}
