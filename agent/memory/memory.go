@@ -17,6 +17,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -79,6 +80,7 @@ type Governor struct {
 
 	mu      sync.Mutex // guards all below
 	machine Machine
+	unseen  uint64        // of what the machine has, the kernel's own from its start, which it does not count
 	asked   uint64        // of the host, and not answered yet; 0: nothing
 	since   time.Time     // when it was asked for that first
 	silent  bool          // it has not answered for so long that nobody waits for it
@@ -112,6 +114,13 @@ func (g *Governor) Set(m Machine, number uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	was := g.machine.Has
+	if was == 0 {
+		total, _, err := g.meminfo()
+		if err != nil {
+			return err
+		}
+		g.unseen = m.Has - min(total, m.Has)
+	}
 	g.machine, g.refused = m, time.Time{}
 	g.answered(number)
 	if m.Has != was {
@@ -379,11 +388,13 @@ func (g *Governor) draw() error {
 	}
 	// Below one and a half of its reserve the kernel reclaims, and near it, it kills.
 	border := g.group.number("memory.current") + free - min(free, headroom+2*reserve(total))
-	shrinks := g.offered != 0 && g.offered < m.Has
+	// A host takes memory away bit by bit and tells when it is done, or never, if it dies meanwhile.
+	has := min(m.Has, total+g.unseen)
+	shrinks := g.offered != 0 && g.offered < has
 	if shrinks {
-		border -= min(border, m.Has-g.offered) // about to go
+		border -= min(border, has-g.offered) // about to go
 	}
-	grows := m.Has < m.Limit || shrinks
+	grows := has < m.Limit || shrinks
 	if !grows {
 		border = max(border, m.Containers+slack)
 	}
@@ -391,10 +402,15 @@ func (g *Governor) draw() error {
 	if grows && g.refused.IsZero() && !g.silent {
 		wait = uint64(waitTime / time.Millisecond)
 	}
-	for _, f := range []struct {
+	type file struct {
 		name  string
 		value uint64
-	}{{"memory.max.later", m.Containers}, {"memory.max.wait", wait}, {"memory.max", border}} {
+	}
+	files := []file{{"memory.max.later", m.Containers}, {"memory.max.wait", wait}, {"memory.max", border}}
+	if wait == 0 { // who waits at the old border would be killed for it
+		slices.Reverse(files)
+	}
+	for _, f := range files {
 		if err := g.group.write(f.name, f.value); err != nil {
 			return fmt.Errorf("moving the border of the containers' memory: %w", err)
 		}

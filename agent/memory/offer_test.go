@@ -84,3 +84,27 @@ func TestWhatTheHostMayBeTakingIsNobodysUntilItHasAnswered(t *testing.T) {
 		t.Error("what the host has not taken is not the containers' again")
 	}
 }
+
+// TestAHostThatDiesWhileItTakesMemoryIsNotBelieved: what the machine had before is not what it has, neither for what is still about to
+// go, nor when the containers need it and it cannot go.
+func TestAHostThatDiesWhileItTakesMemoryIsNotBelieved(t *testing.T) {
+	g := offers(t)
+	if !g.Agree(g.newest) {
+		t.Fatal("what is offered may not be taken")
+	}
+	if err := os.WriteFile(filepath.Join(g.cfg.Proc, "meminfo"), []byte("MemTotal: 116000 kB\nMemFree: 90000 kB\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !g.Agree(g.newest) { // the next one asks anew
+		t.Error("what is nearly gone may not be taken any more")
+	}
+	if room := g.room() >> 20; room < 40 || room > 80 {
+		t.Errorf("the containers may use %d MiB more, of some 70 that are free", room)
+	}
+	g.reached()
+	g.Agree(g.offer)
+	g.expectWait("while a need is told of", waitTime)
+	if room := g.room() >> 20; room < 40 || room > 80 {
+		t.Errorf("the containers may use %d MiB more, of some 70 that are free", room)
+	}
+}
