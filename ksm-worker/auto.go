@@ -26,6 +26,8 @@ const (
 	// sweepPasses are needed after a start before a pass that gains nothing means anything: the one under way
 	// began before, the first whole one notes what pages hold, the second merges what has stayed.
 	sweepPasses = 3
+	// wholePass is the one that has begun after the start.
+	wholePass = 2
 	// enough is the part of all pages that a pass must newly merge to be worth the next.
 	enough = 0.005
 	// The time of a settled pass, at first and at most. Under memory pressure the most is the first.
@@ -155,8 +157,14 @@ func (a *auto) measure(s seen) {
 	a.cost = max(a.cost, 100*time.Nanosecond)
 }
 
-// pages is how many there are to look at.
-func (a *auto) pages(s seen) int64 { return max(s.tracked, s.vmPages, 1) }
+// pages is how many there are to look at. After a whole pass the kernel knows them. What VMs have of no file is more, and many times as
+// much where they are forked from one QEMU or continue from one template: memory that may not be merged is in it, too.
+func (a *auto) pages(s seen) int64 {
+	if a.now != phaseResting && a.passes >= wholePass && s.tracked > 0 {
+		return s.tracked
+	}
+	return max(s.tracked, s.vmPages, 1)
+}
 
 // allowed is the share of a core that may be used now, in percent.
 func (a *auto) allowed(s seen) float64 {

@@ -135,3 +135,51 @@ func TestAutoMergesWhatFullSpeedMergesForAThirdOfItsWork(t *testing.T) {
 		t.Errorf("settled, ksmd uses %.0f %% of a core", 100*used)
 	}
 }
+
+// TestABurstOfForkedVMsSettlesWithinAMinute: fifty, four a second, of which most of what they have of no file is the
+// memory of the process that they were forked from, and none of it may be merged.
+func TestABurstOfForkedVMsSettlesWithinAMinute(t *testing.T) {
+	t.Parallel()
+	const vms, pages, others = 50, 150, 8
+	m := newModel(t, nil)
+	c, err := newController(kernel{m.sysfs}, &proc{dir: m.proc}, t.TempDir(), modeAuto, 60, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.now = func() time.Time { return m.at }
+	next := m.at
+	pass := func(until func() bool) {
+		for !until() {
+			if !m.at.Before(next) {
+				next = m.at.Add(c.step())
+			}
+			m.run(min(time.Second, max(time.Millisecond, next.Sub(m.at))))
+		}
+	}
+	for i := range vms {
+		v := m.start(1000+i, pages)
+		m.write(m.proc, fmt.Sprint(v.pid, "/status"), fmt.Sprintf("RssAnon: %d kB", (1+others)*pages*int(pageSize>>10)))
+		c.come(vm{fmt.Sprint("vm-", v.pid), v.pid, uint64(v.pid)})
+		next = m.at
+		end := m.at.Add(250 * time.Millisecond)
+		pass(func() bool { return !m.at.Before(end) })
+	}
+	last, used := m.at, m.cpu
+	pass(func() bool { return c.phaseNow() == phaseSettled || m.at.Sub(last) > time.Hour })
+	settled, merged := m.at.Sub(last), m.merged()
+	t.Logf("settled %s after the last start, for %s of processor time, with %d pages merged", settled, m.cpu-used, merged)
+	if settled > time.Minute {
+		t.Errorf("it has settled %s after the last start", settled)
+	}
+	began := m.at
+	used = m.cpu
+	pass(func() bool { return m.at.Sub(began) >= 10*time.Minute })
+	share := (m.cpu - used).Seconds() / m.at.Sub(began).Seconds()
+	t.Logf("then ksmd uses %.1f %% of a core, and %d pages are merged", 100*share, m.merged())
+	if share > 0.05 {
+		t.Errorf("settled, ksmd uses %.1f %% of a core", 100*share)
+	}
+	if float64(merged) < 0.95*float64(m.merged()) {
+		t.Errorf("%d pages are merged when it has settled, and %d in the end", merged, m.merged())
+	}
+}
