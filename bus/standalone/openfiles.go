@@ -16,7 +16,7 @@ const (
 	// openFiles is the limit of open files that is asked for, as a service manager gives it by LimitNOFILE; a shell does not.
 	openFiles = 1 << 20
 	// filesOfVM is how many a VM takes in the daemon (docs/performance.md), filesBeside what else needs.
-	filesOfVM, filesBeside = 15, 1000
+	filesOfVM, filesBeside = 16, 500
 )
 
 // allowFiles raises the limit of open files to what any number of VMs takes. Where it may not, that is an

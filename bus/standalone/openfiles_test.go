@@ -28,7 +28,7 @@ func TestAServiceMayOpenFilesForThousandsOfVMs(t *testing.T) {
 	if raised && (err != nil || now.Cur < 1<<19) {
 		t.Errorf("a service may open %d files: %v", now.Cur, err)
 	}
-	if !raised && (err == nil || !strings.Contains(err.Error(), "31000")) {
+	if !raised && (err == nil || !strings.Contains(err.Error(), "32500")) {
 		t.Errorf("that files do not suffice for 2000 VMs is told as %v", err)
 	}
 	if err := allowFiles(100); err != nil {

@@ -165,7 +165,11 @@ func (b *bench) inIdleContainers(ctx context.Context, name string, n int, action
 			err = errors.Join(err, c.remove(ctx))
 		}
 	}()
-	for _, rt := range b.runtimes(name) {
+	runtimes := b.runtimes(name)
+	if len(runtimes) == 0 {
+		return nil
+	}
+	for _, rt := range runtimes {
 		c, err := rt.launch(ctx, "idle", b.bundles.sleep, stdio{})
 		if err != nil {
 			return err
