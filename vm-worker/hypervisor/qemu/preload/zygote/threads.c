@@ -126,7 +126,7 @@ const char *park_threads(void)
 {
 	struct sigaction action = { .sa_sigaction = on_park, .sa_flags = SA_SIGINFO | SA_RESTART };
 	struct timespec now, end;
-	int have, threads = 0;
+	int have, threads;
 	char path[64];
 
 	sigfillset(&action.sa_mask);
@@ -145,13 +145,20 @@ const char *park_threads(void)
 	while ((have = atomic_load(&arrived)) < expected) {
 		struct timespec step = { .tv_nsec = 100000000 };
 
-		futex(&arrived, FUTEX_WAIT, have, &step);
+		if (futex(&arrived, FUTEX_WAIT, have, &step) == 0 || errno == EAGAIN)
+			continue;
+		threads = 0; /* one that was told to stop may have been about to end */
+		if (each_entry("/proc/self/task", count_thread, &threads) == 0 && threads == have + 1) {
+			expected = have;
+			break;
+		}
 		clock_gettime(CLOCK_MONOTONIC, &now);
 		if (now.tv_sec >= end.tv_sec) {
 			release_threads();
 			return "a thread does not stop";
 		}
 	}
+	threads = 0;
 	/* Nobody is left to make a further one, unless it was made meanwhile. */
 	if (expected > MOST_THREADS || each_entry("/proc/self/task", count_thread, &threads) != 0 || threads != expected + 1) {
 		release_threads();
