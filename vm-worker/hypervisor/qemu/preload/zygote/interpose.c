@@ -48,6 +48,8 @@ int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, cons
 
 	if (timeout != NULL)
 		left = *timeout; /* the kernel writes what is left of it */
+	if (control_fd < 0)
+		watch_translations();
 	if (control_fd < 0 || count + 1 > MOST || syscall(SYS_gettid) != main_thread)
 		return syscall(SYS_ppoll, fds, count, timeout ? &left : NULL, mask, 8);
 	memcpy(more, fds, count * sizeof *fds);

@@ -83,6 +83,10 @@ extern bool have_filter;
 const char *find_generation(void);
 const char *renew_generation(void);
 
+/* translations.c */
+void halve_translation_table(void);
+void watch_translations(void);
+
 /* names.c */
 void rename_process(const char *from, const char *to);
 
