@@ -29,9 +29,9 @@ import (
 )
 
 const (
-	rehearsalTime = 60 * time.Second
+	rehearsalTime = 50 * time.Second // less than the host waits, which should hear why
 	// settleTime bounds the wait for the ends of what has ended.
-	settleTime   = 5 * time.Second
+	settleTime   = 10 * time.Second
 	rehearsalDir = "/run/rehearsal"
 )
 

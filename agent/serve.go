@@ -32,7 +32,7 @@ func (a *agent) serveRequests(ctx context.Context, ctl *link.Listener) error {
 		return fmt.Errorf("the control port failed: %w", err)
 	}
 	dead := make(chan error, 1)
-	dial := func(ctx context.Context) (net.Conn, error) {
+	dial := func(context.Context) (net.Conn, error) {
 		if conn := first; conn != nil {
 			first = nil
 			return conn, nil
@@ -48,11 +48,16 @@ func (a *agent) serveRequests(ctx context.Context, ctl *link.Listener) error {
 		}
 		return conn, nil
 	}
-	nc, err := a.connect(ctx, dial, dead)
+	// Once there is a connection it lives until the last answers have gone over it, beyond the end of ctx.
+	life, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer hangUp()
+	connected := context.AfterFunc(ctx, hangUp)
+	nc, err := a.connect(life, dial, dead)
 	if err != nil {
 		return err
 	}
 	defer nc.Close()
+	connected()
 	server, err := a.register(nc)
 	if err != nil {
 		return err

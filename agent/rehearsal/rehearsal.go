@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -61,6 +62,7 @@ func Run(ctx context.Context, with *agentv1.Rehearsal, p Ports, stop func() erro
 	group.Go(h.relays.serve)
 	for done = 0; done < rounds && err == nil; done++ {
 		err = h.round(serving, done)
+		runtime.GC() // it comes to each guest in time
 	}
 	if err != nil {
 		done--

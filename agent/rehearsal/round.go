@@ -85,6 +85,9 @@ func (h *host) round(ctx context.Context, n int) error {
 
 // settle is what comes before a first container.
 func (h *host) settle(ctx context.Context) error {
+	if err := useMessages(); err != nil {
+		return err
+	}
 	configure := proto.CloneOf(h.with.GetConfigure())
 	if configure == nil {
 		configure = &agentv1.ConfigureRequest{}

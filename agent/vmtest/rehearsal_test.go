@@ -38,6 +38,22 @@ func TestARehearsalLeavesNoTrace(t *testing.T) {
 	}
 }
 
+// TestAGuestWithSELinuxRehearses: its containers have no labels then, as most.
+func TestAGuestWithSELinuxRehearses(t *testing.T) {
+	vm := vmtest.BootMachine(t, vmtest.Machine{
+		Parameters: "lsm=selinux enforcing=1", Rehearse: func(dir string) { makeRootfs(t, dir) },
+	})
+	if r := vm.Rehearsed; r.GetError() != "" || r.GetRounds() == 0 {
+		t.Fatalf("%d containers, then: %q\n%s", r.GetRounds(), r.GetError(), vm.Console())
+	}
+	// The share is mounted anew, and may have another label.
+	c := create(t, vm, "c", sh("id -u"), withoutSeccomp, labelled)
+	c.start(t)
+	if code := exit(t, c.Relay); code != 0 || c.Output() != "0\n" {
+		t.Errorf("a container after the rehearsal ended with %d: %q %q", code, c.Output(), c.ErrOutput())
+	}
+}
+
 // seen is what a container with all powers sees of its guest, besides itself.
 func seen(t *testing.T, vm *vmtest.VM) []string {
 	t.Helper()
