@@ -6,6 +6,9 @@ package vmworker
 import (
 	"context"
 	"errors"
+	"net"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -110,9 +113,23 @@ func (w *Worker) takeNetworks(reply *netv1.WatchReply, all bool) {
 
 func (w *Worker) attachAgain(s *sandbox) {
 	w.tasks.Go(func() {
-		if err := s.network.attach(w.context()); err != nil {
+		err := s.network.attach(w.context())
+		switch {
+		case err == nil:
+		case s.inUse():
 			w.log.Warn("sandbox not attached to its network", "sandbox", s.id, "error", err)
+		default: // its containers have ended, and their namespace with them; the VM is about to
+			w.log.Debug("sandbox not attached to its network any more", "sandbox", s.id, "error", err)
 		}
+	})
+}
+
+// inUse tells whether a container of the VM still runs.
+func (s *sandbox) inUse() bool {
+	return slices.ContainsFunc(s.memberList(), func(c *container) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.relay != nil && !c.relay.ended()
 	})
 }
 
@@ -123,7 +140,27 @@ func permits(inForce, asked *netv1.Policy) bool {
 		return false
 	}
 	return inForce.GetAllowSpoofing() || !asked.GetAllowSpoofing() &&
-		len(inForce.GetAllowedMacs()) >= len(asked.GetAllowedMacs()) && len(inForce.GetAllowedAddresses()) >= len(asked.GetAllowedAddresses())
+		holdsAll(inForce.GetAllowedMacs(), asked.GetAllowedMacs()) && holdsAll(inForce.GetAllowedAddresses(), asked.GetAllowedAddresses())
+}
+
+// holdsAll tells whether a list has all addresses of another, however they are written.
+func holdsAll(list, others []string) bool {
+	has := map[string]bool{}
+	for _, address := range list {
+		has[plainAddress(address)] = true
+	}
+	return !slices.ContainsFunc(others, func(address string) bool { return !has[plainAddress(address)] })
+}
+
+// plainAddress is a MAC address or a prefix in the one way in which equal ones are written.
+func plainAddress(text string) string {
+	if prefix, err := netip.ParsePrefix(text); err == nil {
+		return prefix.Masked().String()
+	}
+	if mac, err := net.ParseMAC(text); err == nil {
+		return mac.String()
+	}
+	return text
 }
 
 // attachable finds a sandbox that has or will have a VM.

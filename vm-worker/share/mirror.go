@@ -4,12 +4,12 @@
 package share
 
 import (
-	"errors"
 	"fmt"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // Followed is a directory of the host that was attached to a VM and whose later
@@ -37,46 +37,19 @@ func (e mountEntry) sameAs(other mountEntry) bool {
 }
 
 func parseMountinfo(text string) ([]mountEntry, error) {
+	infos, err := mountinfo.GetMountsFromReader(strings.NewReader(text), nil)
+	if err != nil {
+		return nil, fmt.Errorf("reading a mount table: %w", err)
+	}
 	var entries []mountEntry
-	for line := range strings.Lines(text) {
-		fields := strings.Fields(line)
-		if len(fields) < 7 {
-			return nil, fmt.Errorf("a mount table has the line %q", line)
-		}
-		id, idErr := strconv.ParseUint(fields[0], 10, 64)
-		parent, parentErr := strconv.ParseUint(fields[1], 10, 64)
-		if err := errors.Join(idErr, parentErr); err != nil {
-			return nil, fmt.Errorf("a mount table has the line %q: %w", line, err)
-		}
-		e := mountEntry{id: id, parent: parent, device: fields[2], root: unescape(fields[3]), point: unescape(fields[4])}
-		for _, tag := range fields[6:] {
-			if tag == "-" {
-				break
-			}
+	for _, m := range infos {
+		e := mountEntry{id: uint64(m.ID), parent: uint64(m.Parent), device: fmt.Sprintf("%d:%d", m.Major, m.Minor), root: m.Root, point: m.Mountpoint}
+		for tag := range strings.FieldsSeq(m.Optional) {
 			e.propagates = e.propagates || strings.HasPrefix(tag, "shared:") || strings.HasPrefix(tag, "master:")
 		}
 		entries = append(entries, e)
 	}
 	return entries, nil
-}
-
-// unescape undoes \040 and the like.
-func unescape(s string) string {
-	if !strings.Contains(s, `\`) {
-		return s
-	}
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 // below gives the place of p relative to dir, "." for dir itself.

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -88,34 +89,22 @@ func openPath(path string, id ID) *Namespace {
 
 // pinned lists where network namespaces are mounted (proc_pid_mountinfo(5)).
 func pinned() []string {
-	raw, err := os.ReadFile("/proc/self/mountinfo")
+	table, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	defer table.Close()
+	mounts, err := mountinfo.GetMountsFromReader(table, func(m *mountinfo.Info) (skip, stop bool) {
+		return !strings.HasPrefix(m.Root, "net:["), false
+	})
 	if err != nil {
 		return nil
 	}
 	var paths []string
-	for line := range strings.Lines(string(raw)) {
-		fields := strings.Fields(line)
-		if len(fields) > 4 && strings.HasPrefix(fields[3], "net:[") {
-			paths = append(paths, unescape(fields[4]))
-		}
+	for _, m := range mounts {
+		paths = append(paths, m.Mountpoint)
 	}
 	return paths
-}
-
-// unescape undoes the octal escapes of mountinfo.
-func unescape(s string) string {
-	var b strings.Builder
-	for i := 0; i < len(s); i++ {
-		if s[i] == '\\' && i+3 < len(s) {
-			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
-				b.WriteByte(byte(n))
-				i += 3
-				continue
-			}
-		}
-		b.WriteByte(s[i])
-	}
-	return b.String()
 }
 
 func processes() []int32 {
