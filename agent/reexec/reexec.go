@@ -7,8 +7,8 @@
 //
 // Go initialises packages in the order of their import paths as soon as all
 // their imports are ready, so a package that imports libcontainer and nothing
-// else runs before most of the rest. The one invariant: this package imports
-// only the standard library and libcontainer, and main imports it.
+// else runs before those of the rest that come after libcontainer in that order. The one invariant:
+// this package imports only the standard library and libcontainer, and main imports it.
 package reexec
 
 import (

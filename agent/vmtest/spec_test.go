@@ -111,7 +111,4 @@ func makeRootfs(t testing.TB, dir string) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "etc/hosts"), nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
 }

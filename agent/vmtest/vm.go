@@ -127,6 +127,9 @@ func BootMachine(t testing.TB, m Machine) *VM {
 	vm.wg.Go(func() { vm.serveIO(ctx, filepath.Join(dir, "io.sock")) })
 	if m.Rehearse != nil {
 		m.Rehearse(filepath.Join(vm.Share, rehearsal, "rootfs"))
+		if err := os.WriteFile(filepath.Join(vm.Share, rehearsal, "hosts"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
 		if vm.Rehearsed, err = vm.AskRehearsal(ctx); err != nil {
 			t.Fatalf("asking for a rehearsal: %v; the guest's console:\n%s", err, vm.console)
 		}
@@ -158,7 +161,7 @@ func (vm *VM) AskRehearsal(ctx context.Context) (*agentv1.Rehearsed, error) {
 	defer session.Close()
 	defer context.AfterFunc(ctx, func() { session.Close() })()
 	return bus.AskRehearsal(session, &agentv1.Rehearsal{
-		Rootfs: rehearsal + "/rootfs", Program: "/bin/cat", File: rehearsal + "/rootfs/etc/hosts",
+		Rootfs: rehearsal + "/rootfs", Program: "/bin/cat", File: rehearsal + "/hosts",
 		Configure: &agentv1.ConfigureRequest{
 			Hostname: "other", UnixNanos: time.Now().UnixNano(), Vcpus: 1,
 			Memory: &agentv1.Memory{Has: 256 << 20, Base: 256 << 20, Limit: 1 << 30, Containers: 1 << 30},
