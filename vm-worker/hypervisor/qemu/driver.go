@@ -117,11 +117,14 @@ func (d *Driver) forkOrStart(ctx context.Context, s hypervisor.Spec, from origin
 		return d.start(ctx, s, from)
 	}
 	v, err := d.fork(ctx, s, from.zygote)
-	if err == nil || ctx.Err() != nil {
+	var failure forkError
+	if err == nil || ctx.Err() != nil || !errors.As(err, &failure) {
 		return v, err
 	}
 	d.log.Warn("vm not forked; it is started from the memory of its template", "sandbox", s.ID, "error", err)
-	s.From.(*template).wear(err)
+	if from.zygote.lost() {
+		s.From.(*template).wear(err)
+	}
 	return d.start(ctx, s, from)
 }
 

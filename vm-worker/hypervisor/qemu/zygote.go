@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bulkhead/vm-worker/hypervisor"
@@ -32,6 +33,8 @@ type zygote struct {
 
 	mu      sync.Mutex
 	control *net.UnixConn // guarded by mu: one order at a time
+
+	failures atomic.Int32 // in a row
 }
 
 const (
@@ -39,7 +42,15 @@ const (
 	orderTime = 15 * time.Second
 	// busyRetry is the pause after a zygote was not ready to fork: a connection it is about to close.
 	busyRetry = 5 * time.Millisecond
+	// mostFailures is how many times in a row a zygote may fail to fork until it is given up.
+	mostFailures = 3
 )
+
+// forkError is the failure of a zygote; any other error of fork would also meet a VM that is started.
+type forkError struct{ err error }
+
+func (e forkError) Error() string { return "forking a vm: " + e.err.Error() }
+func (e forkError) Unwrap() error { return e.err }
 
 // makeZygote starts a VM from the template, has its guest made ready once more, and stops it.
 func (d *Driver) makeZygote(ctx context.Context, s hypervisor.Spec, t *template, ready func(context.Context, hypervisor.VM) error) (_ *zygote, err error) {
@@ -134,7 +145,7 @@ func (z *zygote) fork(ctx context.Context, s hypervisor.Spec, targets []int32, f
 	defer child.Close() // a child that has not been told to begin ends
 	pid, err := z.order(ctx, text, append([]*os.File{theirs}, files...))
 	if err != nil {
-		return err
+		return forkError{err}
 	}
 	theirs.Close()
 	defer func() {
@@ -149,13 +160,14 @@ func (z *zygote) fork(ctx context.Context, s hypervisor.Spec, targets []int32, f
 	if err := jail.Place(strconv.Itoa(pid), strconv.Itoa(pid), s.CgroupProcs, s.OOMScoreAdj); err != nil {
 		return err
 	}
-	answer, err := ask(ctx, child, []byte("begin"), nil)
+	answer, err := ask(ctx, child.(*net.UnixConn), []byte("begin"), nil)
 	if err != nil {
-		return err
+		return forkError{err}
 	}
 	if answer != "ready" {
-		return fmt.Errorf("forking a vm: %s", answer)
+		return forkError{errors.New(answer)}
 	}
+	z.failures.Store(0)
 	return nil
 }
 
@@ -167,28 +179,37 @@ func (z *zygote) order(ctx context.Context, text []byte, files []*os.File) (pid 
 		if z.control == nil {
 			return 0, hypervisor.ErrTemplateGone
 		}
-		answer, err := ask(ctx, z.control, text, files)
+		// Not given up before there is an answer: the next would be taken for it, and the child be nobody's.
+		answer, err := ask(context.WithoutCancel(ctx), z.control, text, files)
 		if err != nil {
+			err = errors.Join(err, z.control.Close())
+			z.control = nil
 			return 0, err
 		}
 		if answer == "busy" {
 			select {
 			case <-ctx.Done():
-				return 0, fmt.Errorf("forking a vm: the process is not ready for it: %w", ctx.Err())
+				return 0, fmt.Errorf("the process is not ready for it: %w", ctx.Err())
 			case <-time.After(busyRetry):
 				continue
 			}
 		}
 		number, ok := strings.CutPrefix(answer, "forked ")
 		if !ok {
-			return 0, fmt.Errorf("forking a vm: %s", answer)
+			return 0, errors.New(answer)
 		}
 		return strconv.Atoi(number)
 	}
 }
 
+// lost tells whether the zygote can be expected to fork another time, after it did not.
+func (z *zygote) lost() bool {
+	_, err := hypervisor.FindProcess(z.process.PID)
+	return err != nil || z.failures.Add(1) >= mostFailures
+}
+
 // ask sends a message and returns the answer.
-func ask(ctx context.Context, conn net.Conn, text []byte, files []*os.File) (string, error) {
+func ask(ctx context.Context, conn *net.UnixConn, text []byte, files []*os.File) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, orderTime)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
@@ -201,13 +222,13 @@ func ask(ctx context.Context, conn net.Conn, text []byte, files []*os.File) (str
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
 	}
-	if _, _, err := conn.(*net.UnixConn).WriteMsgUnix(text, rights, nil); err != nil {
-		return "", fmt.Errorf("forking a vm: %w", errors.Join(err, ctx.Err()))
+	if _, _, err := conn.WriteMsgUnix(text, rights, nil); err != nil {
+		return "", errors.Join(err, ctx.Err())
 	}
 	b := make([]byte, 256)
 	n, err := conn.Read(b)
 	if err != nil {
-		return "", fmt.Errorf("forking a vm: no answer: %w", errors.Join(err, ctx.Err()))
+		return "", fmt.Errorf("no answer: %w", errors.Join(err, ctx.Err()))
 	}
 	return string(b[:n]), nil
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -84,6 +85,29 @@ func TestAVMIsStartedWhenItCannotBeForked(t *testing.T) {
 			t.Errorf("a VM answers %q", got)
 		}
 	}
+}
+
+// TestManyAreForkedAtOnce has threads that have not left one stop when the next begins.
+func TestManyAreForkedAtOnce(t *testing.T) {
+	t.Parallel()
+	const starters, each = 4, 12
+	d, s := New(Options{Zygote: buildZygote(t)}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	var all sync.WaitGroup
+	for i := range starters {
+		all.Go(func() {
+			for j := range each {
+				v := clone(t, d, s, from, fmt.Sprint("c", i, "-", j))
+				if !v.(*vm).forked {
+					t.Errorf("VM %d of starter %d is not forked: %v", j, i, from.Worn())
+				}
+				if j%4 != 0 {
+					killVM(t, v)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 func TestAForkThatFailsLeavesNothing(t *testing.T) {

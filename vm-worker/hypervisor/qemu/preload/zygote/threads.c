@@ -35,7 +35,7 @@ static struct parked {
 	char name[NAME];
 } parked[MOST_THREADS];
 
-static atomic_int slots, arrived, held;
+static atomic_int slots, arrived, held, round_number;
 static int expected;
 static long number_offset = -1; /* of the thread's number in its descriptor */
 
@@ -64,6 +64,7 @@ static void *robust_list(void)
 static void on_park(int signal, siginfo_t *info, void *context)
 {
 	int before = errno;
+	int mine = atomic_load(&round_number);
 	int slot = atomic_fetch_add(&slots, 1);
 
 	(void)signal, (void)info;
@@ -75,8 +76,9 @@ static void on_park(int signal, siginfo_t *info, void *context)
 	}
 	atomic_fetch_add(&arrived, 1);
 	futex(&arrived, FUTEX_WAKE, 1, NULL);
-	while (atomic_load(&held))
-		futex(&held, FUTEX_WAIT, 1, NULL);
+	/* The next round may begin before a thread has woken up from this one: it has to come again. */
+	while (atomic_load(&held) && atomic_load(&round_number) == mine)
+		futex(&round_number, FUTEX_WAIT, mine, NULL);
 	errno = before;
 }
 
@@ -93,7 +95,8 @@ static int park(int number, void *data)
 void release_threads(void)
 {
 	atomic_store(&held, 0);
-	futex(&held, FUTEX_WAKE, INT_MAX, NULL);
+	atomic_fetch_add(&round_number, 1);
+	futex(&round_number, FUTEX_WAKE, INT_MAX, NULL);
 }
 
 /* The C library's descriptor of a thread holds its number, at an offset that it does not tell. */
