@@ -68,7 +68,17 @@ func (n *network) settled() bool {
 }
 
 func sameNetwork(a, b *netv1.Attachment) bool {
-	return proto.Equal(a.GetAttached(), b.GetAttached()) && proto.Equal(a.GetNetwork(), b.GetNetwork()) && len(a.GetNics()) == len(b.GetNics())
+	return proto.Equal(a.GetAttached(), b.GetAttached()) && proto.Equal(a.GetNetwork(), b.GetNetwork()) && cardsOf(a) == cardsOf(b)
+}
+
+// cardsOf counts the cards that an attachment is for. What is about to be taken back of a link that went is none.
+func cardsOf(a *netv1.Attachment) (n int) {
+	for _, nic := range a.GetNics() {
+		if linkOf(a, nic.GetLink()) != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // lock waits for the turn to change what the VM has.

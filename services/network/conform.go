@@ -43,6 +43,7 @@ func (s *Service) conform(ctx context.Context, a *attachment, strict bool) error
 	}
 	a.record.Network = found.Network
 
+	s.tellAbsent(a, before)
 	if err := s.dropAbsent(a); err != nil {
 		return err
 	}
@@ -119,6 +120,22 @@ func (s *Service) conform(ctx context.Context, a *attachment, strict bool) error
 	}
 	a.record.Problems = problems
 	return nil
+}
+
+// tellAbsent tells whoever watches that links went, before their NICs are taken back, which takes
+// a while on a busy host: a guest must not send by a card that leads nowhere. What came is told when it is joined.
+func (s *Service) tellAbsent(a *attachment, before *netv1.Network) {
+	if !slices.ContainsFunc(a.record.Nics, func(nic *netv1.Nic) bool { return a.link(nic.Link) == nil }) {
+		return
+	}
+	a.record.Revision++
+	told := proto.CloneOf(a.record)
+	told.Network = proto.CloneOf(before)
+	told.Network.Links = slices.DeleteFunc(told.Network.Links, func(l *netv1.Link) bool { return a.link(l.Id) == nil })
+	s.mu.Lock()
+	a.shown = told
+	s.mu.Unlock()
+	s.feed.changed(a.sandbox)
 }
 
 // dropAbsent takes back the NICs of links that went. Their ids are not used

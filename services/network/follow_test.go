@@ -103,6 +103,46 @@ func TestWhatChangesInTheNamespaceIsFollowed(t *testing.T) {
 	}
 }
 
+// TestADisconnectIsToldBeforeItsTapIsTakenBack: while the first step of that stands still, whoever watches knows.
+func TestADisconnectIsToldBeforeItsTapIsTakenBack(t *testing.T) {
+	t.Parallel()
+	taking, proceed := make(chan struct{}, 8), make(chan struct{})
+	r := newRig(t, func(d *Deps) {
+		d.Failpoint = func(step string) error {
+			if step == "take-tap-down" {
+				taking <- struct{}{}
+				<-proceed
+			}
+			return nil
+		}
+	}).start()
+	inside, outside := newSpace(t), newSpace(t)
+	for i := range 2 {
+		inside.run(fmt.Sprintf("ip link add eth%d type veth peer name out%d netns %d; ip link set eth%d up", i, i, outside.pid(), i))
+	}
+	a := r.attach("box", inside)
+	if len(a.Network.Links) != 2 || len(a.Nics) != 2 {
+		t.Fatalf("the namespace has %v", a)
+	}
+	before := inside.run("ip -o link show eth1")
+	inside.run("ip link del eth0")
+	select {
+	case <-taking:
+	case <-time.After(deadline):
+		t.Fatal("nothing is taken back")
+	}
+	told := r.watchUntil("box", func(a *netv1.Attachment) bool { return len(a.Network.Links) == 1 })
+	if told.Network.Links[0].Name != "eth1" || len(told.Nics) != 2 {
+		t.Errorf("while a tap is being taken back, %v is told", told)
+	}
+	close(proceed)
+	r.watchUntil("box", func(a *netv1.Attachment) bool { return len(a.Network.Links) == 1 && len(a.Nics) == 1 })
+	if after := inside.run("ip -o link show eth1"); after != before {
+		t.Errorf("the link that stayed was %s, and is %s", before, after)
+	}
+	r.detach("box")
+}
+
 func TestATapThatSomebodyRemovesIsMadeAnew(t *testing.T) {
 	t.Parallel()
 	for _, model := range models {
