@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"bulkhead/bus"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/test/e2e/host"
@@ -176,6 +178,32 @@ func TestATemplateFollowsTheFilesItWasMadeOf(t *testing.T) {
 	exits(t, o.launch(id, newSpec("true")), 0)
 	if got := o.sandbox(conn, id); got.GetTemplate() != last.Templates[0].GetKey() {
 		t.Errorf("the container's VM is %v", got)
+	}
+	o.do("delete", id)
+}
+
+// TestAPoolVMThatStandsStillIsReplaced: a create that takes a VM which does not answer any more goes on with another one.
+func TestAPoolVMThatStandsStillIsReplaced(t *testing.T) {
+	h := newHost(t, "still", host.Settings{})
+	if err := h.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stopAtEnd(t, h)
+	conn := dial(t, h)
+	o := newOCI(t, h)
+	still := awaitPool(t, conn, "").Sandboxes[0]
+	if err := unix.Kill(int(still.GetPid()), unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	id := newID("still")
+	exits(t, o.launch(id, newSpec("sh", "-c", "exit 7")), 7)
+	vm := o.sandbox(conn, id)
+	if vm.GetId() != still.GetId() || vm.GetPid() == still.GetPid() || vm.GetOrigin() != "template" {
+		t.Errorf("the container's VM is %v, and the one that stood still was %v", vm, still)
+	}
+	sentence(t, vm.GetOriginReason(), "the pool VM before it failed")
+	if err := gone("/proc/" + strconv.Itoa(int(still.GetPid()))); err != nil {
+		t.Error(err)
 	}
 	o.do("delete", id)
 }
