@@ -155,7 +155,7 @@ func drawsDiffer(t *testing.T, d *Driver, forked bool) {
 		if got := c.ask("list /sys/class/net"); got != "lo" {
 			t.Fatalf("clone %d has the interfaces %q", i, got)
 		}
-		for _, question := range []string{"random", "read /proc/sys/kernel/random/boot_id", "read /proc/sys/kernel/random/uuid"} {
+		for _, question := range []string{"random", "rdrand", "rdseed", "read /proc/sys/kernel/random/boot_id", "read /proc/sys/kernel/random/uuid"} {
 			number := c.ask(question)
 			if len(number) < 32 {
 				t.Fatalf("%q gives %q", question, number)

@@ -196,6 +196,10 @@ func awaitFork(times int) error {
 	return fmt.Errorf("the kernel was not told that its machine is a clone")
 }
 
+// rdrand and rdseed are the numbers of the processor's own generator.
+func rdrand() uint64
+func rdseed() uint64
+
 func obey(words []string) string {
 	arg := func(i int) string {
 		if i < len(words) {
@@ -215,6 +219,10 @@ func obey(words []string) string {
 			return errno.Error()
 		}
 		return fmt.Sprintf("%x", b)
+	case "rdrand":
+		return fmt.Sprintf("%016x%016x", rdrand(), rdrand())
+	case "rdseed":
+		return fmt.Sprintf("%016x%016x", rdseed(), rdseed())
 	case "fill": // in memory
 		err = os.WriteFile("/run/fill", bytes.Repeat([]byte("not zero"), 8<<20), 0o600)
 	case "empty":
