@@ -42,29 +42,56 @@ func TestQEMUIsJailed(t *testing.T) {
 			t.Fatal(from.Worn())
 		}
 		isJailed(t, spec, v)
-		// Nothing that either writes to reaches the other.
-		own, others := descriptors(t, v.Record().PID), descriptors(t, from.Process())
-		for file, what := range own {
-			if _, both := others[file]; both && !strings.HasPrefix(what, "/") && what != "anon_inode:[signalfd]" {
+		for _, what := range sharedFiles(t, v.Record().PID, from.Process()) {
+			if !strings.HasPrefix(what, "/dev/") && !strings.HasPrefix(what, "/memfd:guest-memory") && what != "/guest/image" {
 				t.Errorf("the VM and its zygote share %s", what)
+			}
+		}
+		for name, pid := range map[string]int{"VM": v.Record().PID, "zygote": from.Process()} {
+			if shared := writableShared(t, pid); len(shared) > 0 {
+				t.Errorf("the %s has memory that it would share with others: %q", name, shared)
 			}
 		}
 	})
 }
 
-// descriptors are the open files of a process that can be told apart: kcmp(2) would tell all, and needs more.
-func descriptors(t *testing.T, pid int) map[string]string {
+// sharedFiles are the open files, not only of the same name, that both processes have.
+func sharedFiles(t *testing.T, a, b int) (shared []string) {
 	t.Helper()
-	files := map[string]string{}
-	for _, fd := range list(t, fmt.Sprintf("/proc/%d/fd", pid)) {
-		what, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd))
+	for _, x := range list(t, fmt.Sprintf("/proc/%d/fd", a)) {
+		what, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", a, x))
 		if err != nil {
-			continue // that of the listing itself
+			t.Fatal(err)
 		}
-		info := fieldsOf(t, fmt.Sprintf("/proc/%d/fdinfo/%s", pid, fd))
-		files[what+" "+info["eventfd-id"]] = what
+		for _, y := range list(t, fmt.Sprintf("/proc/%d/fd", b)) {
+			i, _ := strconv.Atoi(x)
+			j, _ := strconv.Atoi(y)
+			const file = 0 // KCMP_FILE, kcmp(2)
+			order, _, errno := unix.Syscall6(unix.SYS_KCMP, uintptr(a), uintptr(b), file, uintptr(i), uintptr(j), 0)
+			if errno != 0 {
+				t.Fatalf("comparing descriptor %d of process %d with %d of %d (the kernel needs CONFIG_KCMP): %v", i, a, j, b, errno)
+			}
+			if order == 0 {
+				shared = append(shared, what)
+			}
+		}
 	}
-	return files
+	return shared
+}
+
+// writableShared are the mappings of a process that it can write to and a fork of it would as well.
+func writableShared(t *testing.T, pid int) (shared []string) {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(maps), "\n") {
+		if fields := strings.Fields(line); len(fields) > 1 && strings.HasSuffix(fields[1], "s") && strings.Contains(fields[1], "w") {
+			shared = append(shared, line)
+		}
+	}
+	return shared
 }
 
 func isJailed(t *testing.T, spec hypervisor.Spec, v hypervisor.VM) {

@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	orderVersion = 1
+	orderVersion = 2
 	orderFiles   = 16
 )
 
@@ -26,7 +26,7 @@ type order struct {
 	Capabilities  uint64
 	FileCount     uint32
 	Targets       [orderFiles]int32
-	Name, OwnName [72]byte
+	Name, OwnName [80]byte
 	Hostname      [64]byte
 	Stage, Export [32]byte
 	StageOptions  [64]byte

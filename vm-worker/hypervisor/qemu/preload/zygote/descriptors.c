@@ -9,14 +9,19 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define EVENTFD "anon_inode:[eventfd]"
+#define SIGNALFD "anon_inode:[signalfd]"
 
 enum { MOST_EVENTS = 64, MOST_SHARES = 8 };
 
-static int events[MOST_EVENTS], event_count;
+static struct {
+	int fd;
+	bool signals; /* a signalfd, else an eventfd */
+} events[MOST_EVENTS];
+static int event_count;
 static struct {
 	int fd, flags;
 } shares[MOST_SHARES];
@@ -62,10 +67,11 @@ static int inspect(int fd, void *data)
 	if (n < 0)
 		return 0; /* that of the listing itself */
 	what[n] = 0;
-	if (strcmp(what, EVENTFD) == 0) {
+	if (strcmp(what, EVENTFD) == 0 || strcmp(what, SIGNALFD) == 0) {
 		if (event_count == MOST_EVENTS)
 			return i->error = "there are too many eventfds", 1;
-		events[event_count++] = fd;
+		events[event_count].fd = fd;
+		events[event_count++].signals = strcmp(what, SIGNALFD) == 0;
 		return 0;
 	}
 	if (strcmp(what, i->order->export) == 0) {
@@ -75,11 +81,11 @@ static int inspect(int fd, void *data)
 		shares[share_count++].flags = fcntl(fd, F_GETFL);
 		return 0;
 	}
-	/* A connection that is still open is about to be closed, as the driver has left. */
-	if (starts(what, "socket:"))
+	/* A connection that is still open is about to be closed, as the driver has left, and so is a file of the share. */
+	if (starts(what, "socket:") || starts(what, i->order->export))
 		return i->error = "busy", 1;
-	/* A signalfd gives each process its own signals; files have no position that matters here. */
-	if (strcmp(what, "anon_inode:[signalfd]") == 0 || what[0] == '/')
+	/* Devices without a state, and files that nobody can write to and whose position does not matter. */
+	if (starts(what, "/dev/") || starts(what, "/memfd:guest-") || starts(what, "/guest/"))
 		return 0;
 	return i->error = "it has open what a child cannot inherit", 1;
 }
@@ -95,15 +101,20 @@ const char *check_descriptors(const struct order *o, const struct given *g)
 	return i.error;
 }
 
-static const char *renew_event(int fd)
+/* Of a signalfd, too, as its set of signals could be changed for all who share it. */
+static const char *renew_event(int fd, bool signals)
 {
-	char path[64], text[512], *count;
+	const char *field = signals ? "sigmask:" : "eventfd-count:";
+	char path[64], text[512], *at;
 	int fresh, flags = fcntl(fd, F_GETFL);
+	uint64_t value;
 
 	snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
-	if (flags < 0 || read_file(path, text, sizeof text) < 0 || (count = strstr(text, "eventfd-count:")) == NULL)
+	if (flags < 0 || read_file(path, text, sizeof text) < 0 || (at = strstr(text, field)) == NULL)
 		return "an eventfd cannot be read";
-	fresh = eventfd(strtoull(count + strlen("eventfd-count:"), NULL, 16), EFD_CLOEXEC | (flags & O_NONBLOCK ? EFD_NONBLOCK : 0));
+	value = strtoull(at + strlen(field), NULL, 16);
+	flags &= O_NONBLOCK; /* which the flags of both are */
+	fresh = signals ? syscall(SYS_signalfd4, -1, &value, sizeof value, O_CLOEXEC | flags) : eventfd(value, O_CLOEXEC | flags);
 	if (fresh < 0 || dup3(fresh, fd, O_CLOEXEC) < 0)
 		return "an eventfd cannot be replaced";
 	close(fresh);
@@ -118,7 +129,7 @@ const char *replace_descriptors(const struct order *o, const struct given *g)
 		close(g->files[i]);
 	}
 	for (int i = 0; i < event_count; i++) {
-		const char *error = renew_event(events[i]);
+		const char *error = renew_event(events[i].fd, events[i].signals);
 
 		if (error != NULL)
 			return error;

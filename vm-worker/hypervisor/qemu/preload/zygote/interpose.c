@@ -18,7 +18,7 @@
 
 int control_fd = -1;
 int park_signal;
-struct guest_memory guest_memory[8];
+struct guest_memory guest_memory[MOST_MEMORIES];
 int guest_memories;
 
 static pid_t main_thread;
@@ -75,7 +75,7 @@ int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, cons
 int madvise(void *start, size_t length, int advice)
 {
 	if (control_fd >= 0 && advice == MADV_DONTFORK) {
-		if (guest_memories < (int)(sizeof guest_memory / sizeof *guest_memory))
+		if (guest_memories < MOST_MEMORIES)
 			guest_memory[guest_memories++] = (struct guest_memory){ start, length };
 		return 0;
 	}

@@ -162,8 +162,12 @@ const char *park_threads(void)
 		}
 	}
 	threads = 0;
-	/* Nobody is left to make a further one, unless it was made meanwhile. */
-	if (expected > MOST_THREADS || each_entry("/proc/self/task", count_thread, &threads) != 0 || threads != expected + 1) {
+	/*
+	 * Nobody is left to make a further one, unless it was made meanwhile. A thread that came to an earlier stop too
+	 * late for it may have taken its place before the places were counted anew.
+	 */
+	if (expected > MOST_THREADS || each_entry("/proc/self/task", count_thread, &threads) != 0 || threads != expected + 1 ||
+	    atomic_load(&slots) != expected) {
 		release_threads();
 		return expected > MOST_THREADS ? "there are too many threads" : "busy";
 	}
@@ -174,6 +178,7 @@ const char *park_threads(void)
 	for (int i = 0; i < expected; i++) {
 		snprintf(path, sizeof path, "/proc/self/task/%d/comm", parked[i].number);
 		read_file(path, parked[i].name, NAME);
+		parked[i].name[strcspn(parked[i].name, "\n")] = 0;
 	}
 	return NULL;
 }

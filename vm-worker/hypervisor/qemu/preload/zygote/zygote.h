@@ -27,8 +27,11 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+/* Names of this library must not be taken for the same ones of QEMU's or its libraries'. */
+#pragma GCC visibility push(hidden)
+
 /* As vm-worker/hypervisor/qemu/zygoteorder.go has it: the two are built together. */
-#define ORDER_VERSION 1
+#define ORDER_VERSION 2
 #define ORDER_FILES 16
 
 struct order {
@@ -37,20 +40,21 @@ struct order {
 	uint64_t capabilities;            /* those that the child keeps */
 	uint32_t file_count;              /* descriptors that come with the order, after the child's control socket */
 	int32_t targets[ORDER_FILES];     /* the numbers they replace */
-	char name[72];                    /* instead of the zygote's own, where both are shown */
-	char own_name[72];
+	char name[80];                    /* instead of the zygote's own, where both are shown */
+	char own_name[80];
 	char hostname[64];
 	char stage[32], export[32];       /* the two places of the share's tmpfs */
 	char stage_options[64];
 };
 
 /* interpose.c */
+enum { MOST_MEMORIES = 64 };
 extern int control_fd;            /* -1: this process is no zygote */
 void merge_guest_memory(void);    /* what QEMU declared to be its guest's */
 extern struct guest_memory {
 	void *start;
 	size_t length;
-} guest_memory[8];
+} guest_memory[MOST_MEMORIES];
 extern int guest_memories;
 
 /* order.c: looks for an order and carries it out. In the child it returns 1. */
@@ -94,3 +98,5 @@ void rename_process(const char *from, const char *to);
 int read_file(const char *path, char *buffer, size_t size); /* bytes, always terminated; -1 */
 bool write_file(const char *path, const char *text);
 int each_entry(const char *directory, int (*visit)(int number, void *data), void *data);
+
+#pragma GCC visibility pop
