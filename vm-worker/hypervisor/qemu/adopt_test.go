@@ -56,6 +56,9 @@ func forkStarter(spec hypervisor.Spec, library string) {
 		panic(err)
 	}
 	spec.Dir, spec.From = filepath.Join(dir, "c"), from
+	if os.Getenv("BULKHEAD_TEST_FORK_DIES") != "" {
+		spec.Launched = func(hypervisor.Record) error { return syscall.Kill(os.Getpid(), syscall.SIGKILL) }
+	}
 	v, err := d.Start(context.Background(), spec)
 	if err != nil || !v.(*vm).forked {
 		panic(errors.Join(err, from.Worn()))

@@ -122,7 +122,8 @@ func (d *Driver) forkOrStart(ctx context.Context, s hypervisor.Spec, from origin
 		return v, err
 	}
 	d.log.Warn("vm not forked; it is started from the memory of its template", "sandbox", s.ID, "error", err)
-	if from.zygote.lost() {
+	from.zygote.failures.Add(1)
+	if !from.zygote.alive() {
 		s.From.(*template).wear(err)
 	}
 	return d.start(ctx, s, from)

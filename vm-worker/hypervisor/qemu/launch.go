@@ -90,6 +90,15 @@ func (d *Driver) takeLaunched(ctx context.Context, l *launch, from origin) (*vm,
 	return v, nil
 }
 
+// forkTargets are the descriptors of which each VM has its own: the error log and the sockets.
+func forkTargets() []int32 {
+	targets := []int32{2}
+	for i := range sockets {
+		targets = append(targets, int32(3+i))
+	}
+	return targets
+}
+
 // fork starts the VM as a child of the zygote.
 func (d *Driver) fork(ctx context.Context, s hypervisor.Spec, z *zygote) (*vm, error) {
 	if err := checkSpec(s); err != nil {
@@ -100,11 +109,7 @@ func (d *Driver) fork(ctx context.Context, s hypervisor.Spec, z *zygote) (*vm, e
 		return nil, err
 	}
 	defer l.hand()
-	targets, files := []int32{2}, []*os.File{l.stderr}
-	for i, f := range l.sockets {
-		targets, files = append(targets, int32(3+i)), append(files, f)
-	}
-	if err := z.fork(ctx, s, targets, files, l.launched); err != nil {
+	if err := z.fork(ctx, s, append([]*os.File{l.stderr}, l.sockets...), l.launched); err != nil {
 		withdrawSockets(s.Dir)
 		return nil, l.failed(err)
 	}

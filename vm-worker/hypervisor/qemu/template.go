@@ -77,7 +77,7 @@ func (t *template) Close() error {
 func (t *template) Process() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.zygote == nil {
+	if t.zygote == nil || !t.zygote.alive() {
 		return 0
 	}
 	return t.zygote.process.PID
@@ -87,6 +87,9 @@ func (t *template) Process() int {
 func (t *template) Worn() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.worn == nil && t.zygote != nil && !t.zygote.alive() {
+		return errors.New("the process that forked its VMs has ended")
+	}
 	return t.worn
 }
 

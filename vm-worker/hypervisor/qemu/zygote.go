@@ -30,6 +30,7 @@ type zygote struct {
 	pidfd   *os.File
 	stderr  *os.File
 	ended   chan struct{} // closed when it has ended and was reaped
+	lost    atomic.Bool   // no order reaches it any more
 
 	mu      sync.Mutex
 	control *net.UnixConn // guarded by mu: one order at a time
@@ -42,6 +43,10 @@ const (
 	orderTime = 15 * time.Second
 	// busyRetry is the pause after a zygote was not ready to fork: a connection it is about to close.
 	busyRetry = 5 * time.Millisecond
+	// busyTime bounds how long it may be so: long before whoever wants the VM gives up, as there is another way.
+	busyTime = 5 * time.Second
+	// unknownPause is how often a child that cannot be waited for by its pid is looked for.
+	unknownPause = 100 * time.Millisecond
 	// mostFailures is how many times in a row a zygote may fail to fork until it is given up.
 	mostFailures = 3
 )
@@ -98,16 +103,46 @@ func (d *Driver) makeZygote(ctx context.Context, s hypervisor.Spec, t *template,
 	}
 	v.Release() // it closes its ends in its own time: until then it is busy
 	go z.watch()
+	if err := z.try(ctx, s); err != nil {
+		return nil, errors.Join(err, z.close())
+	}
 	return z, nil
+}
+
+// try has it fork once, a child that is told nothing: so what it lacks is known before a VM is wanted.
+func (z *zygote) try(ctx context.Context, s hypervisor.Spec) error {
+	files := make([]*os.File, len(forkTargets()))
+	for i := range files {
+		files[i] = z.stderr
+	}
+	pid, child, err := z.bear(ctx, s, files)
+	if err != nil {
+		return err
+	}
+	child.Close()
+	reap(pid)
+	return nil
 }
 
 // watch reaps the process.
 func (z *zygote) watch() {
 	defer close(z.ended)
 	_ = waitExit(z.pidfd)
-	_, _ = unix.Wait4(z.process.PID, nil, 0, nil)
+	z.lost.Store(true)
+	reap(z.process.PID)
 	z.pidfd.Close()
 	z.stderr.Close()
+}
+
+// alive tells whether it can be expected to fork.
+func (z *zygote) alive() bool { return !z.lost.Load() && z.failures.Load() < mostFailures }
+
+func reap(pid int) {
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); !errors.Is(err, unix.EINTR) {
+			return
+		}
+	}
 }
 
 // close ends it. VMs that it has forked live on.
@@ -125,33 +160,18 @@ func (z *zygote) close() error {
 	return err
 }
 
-// fork starts the VM of s as a child of the zygote. files replace the descriptors targets of it. launched is told the
-// child's pid before it does anything.
-func (z *zygote) fork(ctx context.Context, s hypervisor.Spec, targets []int32, files []*os.File, launched func(pid int) error) (err error) {
-	text, err := newOrder(s, z.id, targets)
+// fork starts the VM of s as a child of the zygote. files replace the descriptors forkTargets of it. launched is told
+// the child's pid before it does anything.
+func (z *zygote) fork(ctx context.Context, s hypervisor.Spec, files []*os.File, launched func(pid int) error) (err error) {
+	pid, child, err := z.bear(ctx, s, files)
 	if err != nil {
 		return err
-	}
-	ours, theirs, err := orderPair()
-	if err != nil {
-		return err
-	}
-	defer theirs.Close()
-	child, err := net.FileConn(ours)
-	ours.Close()
-	if err != nil {
-		return fmt.Errorf("making a vm's socket: %w", err)
 	}
 	defer child.Close() // a child that has not been told to begin ends
-	pid, err := z.order(ctx, text, append([]*os.File{theirs}, files...))
-	if err != nil {
-		return forkError{err}
-	}
-	theirs.Close()
 	defer func() {
 		if err != nil { // ours to reap: it was made as a child of this process
 			_ = unix.Kill(pid, unix.SIGKILL)
-			_, _ = unix.Wait4(pid, nil, 0, nil)
+			reap(pid)
 		}
 	}()
 	if err := launched(pid); err != nil {
@@ -160,7 +180,7 @@ func (z *zygote) fork(ctx context.Context, s hypervisor.Spec, targets []int32, f
 	if err := jail.Place(strconv.Itoa(pid), strconv.Itoa(pid), s.CgroupProcs, s.OOMScoreAdj); err != nil {
 		return err
 	}
-	answer, err := ask(ctx, child.(*net.UnixConn), []byte("begin"), nil)
+	answer, err := ask(ctx, child, []byte("begin"), nil)
 	if err != nil {
 		return forkError{err}
 	}
@@ -171,11 +191,38 @@ func (z *zygote) fork(ctx context.Context, s hypervisor.Spec, targets []int32, f
 	return nil
 }
 
+// bear has a child made that waits to be told to begin, and returns its pid and the connection to it.
+func (z *zygote) bear(ctx context.Context, s hypervisor.Spec, files []*os.File) (pid int, _ *net.UnixConn, err error) {
+	text, err := newOrder(s, z.id, forkTargets())
+	if err != nil {
+		return 0, nil, err
+	}
+	ours, theirs, err := orderPair()
+	if err != nil {
+		return 0, nil, err
+	}
+	defer theirs.Close()
+	child, err := net.FileConn(ours)
+	ours.Close()
+	if err != nil {
+		return 0, nil, fmt.Errorf("making a vm's socket: %w", err)
+	}
+	pid, err = z.order(ctx, text, append([]*os.File{theirs}, files...))
+	if err != nil {
+		child.Close()
+		return 0, nil, forkError{err}
+	}
+	return pid, child.(*net.UnixConn), nil
+}
+
 // order has a child made, and returns its pid.
 func (z *zygote) order(ctx context.Context, text []byte, files []*os.File) (pid int, err error) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	for {
+	for giveUp := time.Now().Add(busyTime); ; {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
 		if z.control == nil {
 			return 0, hypervisor.ErrTemplateGone
 		}
@@ -184,15 +231,16 @@ func (z *zygote) order(ctx context.Context, text []byte, files []*os.File) (pid 
 		if err != nil {
 			err = errors.Join(err, z.control.Close())
 			z.control = nil
+			z.lost.Store(true)
+			go z.reapUnknown()
 			return 0, err
 		}
 		if answer == "busy" {
-			select {
-			case <-ctx.Done():
-				return 0, fmt.Errorf("the process is not ready for it: %w", ctx.Err())
-			case <-time.After(busyRetry):
-				continue
+			if time.Now().After(giveUp) {
+				return 0, fmt.Errorf("the process has not been ready for it for %s", busyTime)
 			}
+			time.Sleep(busyRetry)
+			continue
 		}
 		number, ok := strings.CutPrefix(answer, "forked ")
 		if !ok {
@@ -202,10 +250,18 @@ func (z *zygote) order(ctx context.Context, text []byte, files []*os.File) (pid 
 	}
 }
 
-// lost tells whether the zygote can be expected to fork another time, after it did not.
-func (z *zygote) lost() bool {
-	_, err := hypervisor.FindProcess(z.process.PID)
-	return err != nil || z.failures.Add(1) >= mostFailures
+// reapUnknown waits for a child whose pid was not told, as its zygote died or was too late. It ends by itself, as its
+// connection is closed. Until it begins, a child is in the process group of the zygote, which leads it.
+func (z *zygote) reapUnknown() {
+	for {
+		switch pid, err := unix.Wait4(-z.process.PID, nil, unix.WNOHANG, nil); {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return // none is left
+		case pid == 0:
+			time.Sleep(unknownPause)
+		}
+	}
 }
 
 // ask sends a message and returns the answer.

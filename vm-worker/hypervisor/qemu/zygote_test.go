@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,10 +19,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func buildZygote(t testing.TB) string {
+func buildZygote(t testing.TB) string { return buildZygoteOf(t, "preload/zygote") }
+
+func buildZygoteOf(t testing.TB, dir string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), Zygote)
-	sources, err := filepath.Glob("preload/zygote/*.c")
+	sources, err := filepath.Glob(dir + "/*.c")
 	if err != nil || len(sources) == 0 {
 		t.Fatal(sources, err)
 	}
@@ -83,6 +86,102 @@ func TestAVMIsStartedWhenItCannotBeForked(t *testing.T) {
 	for _, v := range []hypervisor.VM{before, v} {
 		if got := connect(t, v).ask("echo hello"); got != "hello" {
 			t.Errorf("a VM answers %q", got)
+		}
+	}
+}
+
+// TestAZygoteThatEndsIsNoLongerTold: nobody needs to want a VM first.
+func TestAZygoteThatEndsIsNoLongerTold(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{Zygote: buildZygote(t)}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	ended := from.(*template).zygote.ended
+	if err := unix.Kill(from.Process(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it was not reaped")
+	}
+	if from.Process() != 0 || from.Worn() == nil {
+		t.Errorf("the template: process %d, %v", from.Process(), from.Worn())
+	}
+}
+
+// TestAZygoteThatStandsStillHoldsUpNoVM: neither the next one, which is started, nor is the process left.
+func TestAZygoteThatStandsStillHoldsUpNoVM(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{Zygote: buildZygote(t)}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	pid, ended := from.Process(), from.(*template).zygote.ended
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	v := clone(t, d, s, from, "c")
+	if got := connect(t, v).ask("echo hello"); got != "hello" || v.(*vm).forked {
+		t.Errorf("the VM answers %q; it is forked: %t", got, v.(*vm).forked)
+	}
+	select {
+	case <-ended:
+	default:
+		t.Errorf("process %d is left", pid)
+	}
+}
+
+// TestWhatCannotForkIsKnownBeforeAVMIsWanted has a QEMU that lacks a function, as others than 7.2 may.
+func TestWhatCannotForkIsKnownBeforeAVMIsWanted(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("preload/zygote")); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "generation.c")
+	text, err := os.ReadFile(file)
+	if err != nil || !strings.Contains(string(text), `"acpi_send_event"`) {
+		t.Fatal("what is not exported is not found:", err)
+	}
+	if err := os.WriteFile(file, []byte(strings.Replace(string(text), "acpi_send_event", "acpi_send_nothing", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, s := New(Options{Zygote: buildZygoteOf(t, dir)}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	if from.Process() != 0 || from.Worn() == nil || !strings.Contains(from.Worn().Error(), "does not export") {
+		t.Errorf("the template: process %d, %v", from.Process(), from.Worn())
+	}
+	v := clone(t, d, s, from, "c")
+	if got := connect(t, v).ask("echo hello"); got != "hello" || v.(*vm).forked {
+		t.Errorf("the VM answers %q; it is forked: %t", got, v.(*vm).forked)
+	}
+}
+
+// TestAForkEndsWithAStarterThatDiesBeforeItBegins: a process is recorded before it does anything, and needs its starter's word.
+func TestAForkEndsWithAStarterThatDiesBeforeItBegins(t *testing.T) {
+	t.Parallel()
+	s := templateSpec(t)
+	for _, dir := range []string{"template", "c"} {
+		if err := os.Mkdir(filepath.Join(s.Dir, dir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said := runStarter(t, s, "BULKHEAD_TEST_FORK="+buildZygote(t), "BULKHEAD_TEST_FORK_DIES=1"); said != "" {
+		t.Fatalf("the starter said %q", said)
+	}
+	rec, err := hypervisor.LoadRecord(filepath.Join(s.Dir, "c"))
+	if err != nil || rec.PID == 0 {
+		t.Fatalf("process %d is recorded, %v", rec.PID, err)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		pidfd, err := rec.Pidfd()
+		if errors.Is(err, hypervisor.ErrGone) {
+			return
+		}
+		if err == nil {
+			pidfd.Close()
+		}
+		if time.Now().After(end) {
+			_ = rec.KillProcess()
+			t.Fatalf("process %d has outlived its starter: %v", rec.PID, err)
 		}
 	}
 }
