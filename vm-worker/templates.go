@@ -42,6 +42,10 @@ func kindOf(selinux bool) kind {
 // templateRetry is the pause after a template could not be made.
 const templateRetry = 5 * time.Minute
 
+// longestRetry is the longest pause after a template from which VMs can be started, and not as well as they could: what
+// this host's QEMU lacks is not there the next time, and while another is made, VMs boot.
+const longestRetry = 24 * time.Hour
+
 // templates holds what VMs continue from, one template for each kind of guest. They are
 // memory of this process's: a worker that starts has none, and one that is killed leaves none.
 type templates struct {
@@ -51,7 +55,8 @@ type templates struct {
 
 	mu     sync.Mutex // guards all below
 	byKind map[kind]*madeTemplate
-	wanted map[kind]bool // somebody would have used one
+	wanted map[kind]bool          // somebody would have used one
+	pauses map[kind]time.Duration // of the last template, if that was worn from the start
 }
 
 // madeTemplate is a template on its way, ready, or failed.
@@ -63,11 +68,12 @@ type madeTemplate struct {
 	failed   time.Time
 	made     time.Time
 	took     time.Duration
+	pause    time.Duration // until another is made, if it is worn
 	clones   uint64
 }
 
 func (w *Worker) newTemplates() *templates {
-	t := &templates{w: w, byKind: map[kind]*madeTemplate{}, wanted: map[kind]bool{}}
+	t := &templates{w: w, byKind: map[kind]*madeTemplate{}, wanted: map[kind]bool{}, pauses: map[kind]time.Duration{}}
 	driver, ok := w.driver.(hypervisor.Templater)
 	switch {
 	case !w.cfg.Templates:
@@ -192,7 +198,8 @@ func (t *templates) tellFailed(ctx context.Context, k kind, err error) {
 	t.w.event(ctx, "template", string(k), "failed", map[string]string{"error": err.Error()})
 }
 
-// cloned counts, and gives up a template that has become worse, though not more often than one that fails.
+// cloned counts, and gives up a template that is worse than it could be, though not more often than one that fails, and
+// ever more rarely where the next was no better.
 func (t *templates) cloned(from hypervisor.Template) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -201,7 +208,7 @@ func (t *templates) cloned(from hypervisor.Template) {
 			continue
 		}
 		m.clones++
-		if worn := from.Worn(); worn != nil && time.Since(m.made) > templateRetry {
+		if worn := from.Worn(); worn != nil && time.Since(m.made) > m.pause {
 			t.w.log.Warn("another template is made", "kind", m.kind, "error", worn)
 			t.dropLocked(m)
 			t.w.stock.wake()
@@ -283,6 +290,7 @@ func (t *templates) make(ctx context.Context, k kind) {
 		m.err, m.failed, m.key = err, time.Now(), key
 	} else {
 		m.template, m.made, m.took = made, time.Now(), time.Since(began)
+		m.pause = t.pauseLocked(k, made.Worn())
 	}
 	t.mu.Unlock()
 	if err != nil {
@@ -297,6 +305,16 @@ func (t *templates) make(ctx context.Context, k kind) {
 		}
 	}
 	t.w.event(ctx, "template", string(k), "made", map[string]string{"key": made.Key(), "mib": itoa(uint32(made.Bytes() >> 20))})
+}
+
+// pauseLocked is the pause of a template that was made just now. The caller holds t.mu.
+func (t *templates) pauseLocked(k kind, worn error) time.Duration {
+	if worn == nil {
+		delete(t.pauses, k)
+		return templateRetry
+	}
+	t.pauses[k] = min(max(2*t.pauses[k], templateRetry), longestRetry)
+	return t.pauses[k]
 }
 
 // boot boots the guest of a template in a directory that the next worker removes,
