@@ -49,13 +49,14 @@ func Follow() {
 	})
 }
 
-// Rest lets no collection begin until Resume.
+// Rest lets no collection begin until Resume, and returns when the one under way is over.
 func Rest() {
 	Follow()
 	collector.mu.Lock()
-	defer collector.mu.Unlock()
 	collector.resting = true
 	debug.SetMemoryLimit(math.MaxInt64)
+	collector.mu.Unlock()
+	debug.SetGCPercent(-1) // it is that already: what counts is that it waits (runtime, setGCPercent)
 }
 
 // Resume ends a rest.
