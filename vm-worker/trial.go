@@ -30,6 +30,7 @@ const (
 // trial is that of one VM.
 type trial struct {
 	ended    chan struct{}
+	failed   bool // it is being replaced, and nobody else says how the trial ends
 	replaced bool // once ended: another VM takes its place
 }
 
@@ -46,12 +47,29 @@ func (s *sandbox) beginTrial() {
 	s.trial = newTrial()
 }
 
+// failTrial begins the replacement of the VM, unless the sandbox is to end with it.
+func (s *sandbox) failTrial() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return false
+	}
+	if s.trial != nil {
+		s.trial.failed = true
+	}
+	return true
+}
+
 // endTrial says that the VM stays what the sandbox has, or that another one replaces it. Without a trial
-// it does nothing.
+// it does nothing, and neither when the VM is being replaced, if it is not that which says so.
 func (s *sandbox) endTrial(replaced bool) {
 	s.mu.Lock()
 	t := s.trial
-	s.trial = nil
+	if t != nil && t.failed && !replaced {
+		t = nil
+	} else {
+		s.trial = nil
+	}
 	s.mu.Unlock()
 	if t != nil {
 		t.replaced = replaced
@@ -109,6 +127,9 @@ func (s *sandbox) obtain(ctx context.Context, p *plan, cgroupProcs []string, set
 		if replaceErr := s.replace(ctx); replaceErr != nil {
 			return errors.Join(err, replaceErr)
 		}
+		if s.ending() { // it was ended meanwhile
+			return err
+		}
 	}
 	// Only a VM that boots where clones have failed shows that it is the template: a cgroup without
 	// memory, for one, stops both.
@@ -149,10 +170,14 @@ func (s *sandbox) attempt(ctx context.Context, p *plan, cgroupProcs []string, se
 
 // replace ends a VM that failed on trial, so that the sandbox has none.
 func (s *sandbox) replace(ctx context.Context) error {
+	if !s.failTrial() {
+		return errVMEnded(s.id)
+	}
 	if vm := s.machine(); vm != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
 		if err := vm.Kill(ctx); err != nil {
+			s.keepFailed()
 			return err
 		}
 	}
@@ -164,6 +189,16 @@ func (s *sandbox) replace(ctx context.Context) error {
 	s.mu.Unlock()
 	s.endTrial(true)
 	return nil
+}
+
+// keepFailed leaves a VM that could not be replaced to the sandbox.
+func (s *sandbox) keepFailed() {
+	s.mu.Lock()
+	if s.trial != nil {
+		s.trial.failed = false
+	}
+	s.mu.Unlock()
+	s.endTrial(false)
 }
 
 func (s *sandbox) origin() string {
