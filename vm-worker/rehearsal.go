@@ -52,7 +52,11 @@ func (w *Worker) rehearse(ctx context.Context, vm hypervisor.VM) (err error) {
 		return err
 	}
 	defer files.Close()
-	defer func() { err = errors.Join(err, vm.DetachMounts(context.WithoutCancel(ctx), rehearsalKey)) }()
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+		defer cancel()
+		err = errors.Join(err, vm.DetachMounts(ctx, rehearsalKey))
+	}()
 	for _, m := range []struct {
 		what string
 		dir  bool

@@ -319,7 +319,7 @@ func (t *templates) pauseLocked(k kind, worn error) time.Duration {
 
 // boot boots the guest of a template in a directory that the next worker removes,
 // with what runs in it, should this one not.
-func (t *templates) boot(ctx context.Context, k kind) (_ hypervisor.Template, err error) {
+func (t *templates) boot(ctx context.Context, k kind) (hypervisor.Template, error) {
 	spec, err := t.w.base(k)
 	if err != nil {
 		return nil, err
@@ -329,10 +329,15 @@ func (t *templates) boot(ctx context.Context, k kind) (_ hypervisor.Template, er
 	}
 	spec.ID = "template-" + string(k)
 	spec.Dir = t.w.store.sandboxDir(spec.ID)
-	if err := os.Mkdir(spec.Dir, 0o700); err != nil {
+	if err := os.MkdirAll(spec.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of a template: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(spec.Dir)) }()
+	defer func() {
+		// What is left there is the next worker's to remove; the template is none of it.
+		if removeErr := os.RemoveAll(spec.Dir); removeErr != nil {
+			t.w.log.Warn("directory of a template not removed", "dir", spec.Dir, "error", removeErr)
+		}
+	}()
 	made, err := t.driver.MakeTemplate(ctx, spec, t.w.makeReady)
 	if errors.Is(err, errRehearsal) && ctx.Err() == nil {
 		// Containers start slower from it, but sooner than in a VM that boots.
