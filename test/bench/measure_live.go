@@ -78,7 +78,8 @@ func (b *bench) startLive(ctx context.Context) (alive []*container, err error) {
 	for i := range b.live {
 		available, err := field("/proc/meminfo", "MemAvailable:")
 		if err != nil {
-			return alive, errors.Join(err, group.Wait())
+			err = errors.Join(err, group.Wait()) // before alive is read
+			return alive, err
 		}
 		if available < liveReserve {
 			b.results.leaveOut("vms_live", fmt.Sprintf("of %d wanted the host had memory for %d", b.live, i))
