@@ -59,16 +59,14 @@ func beginning(t *testing.T, device string, n int) string {
 // worker, and taken out again, while another stays.
 func TestDisksComeAndGoWhileTheVMRuns(t *testing.T) {
 	t.Parallel()
+	startedAndForked(t, disksComeAndGo)
+}
+
+func disksComeAndGo(t *testing.T, driver *Driver, v hypervisor.VM) {
 	first, second := loopDevice(t), loopDevice(t)
-	spec := newSpec(t)
-	driver := New(Options{})
-	v, err := driver.Start(t.Context(), spec)
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() { killVM(t, v) })
 	c := connect(t, v)
-	c.ready()
+	c.awake(v)
 	attach := func(id, device string, readOnly bool) {
 		t.Helper()
 		flag := os.O_RDWR
@@ -91,7 +89,7 @@ func TestDisksComeAndGoWhileTheVMRuns(t *testing.T) {
 		t.Errorf("writing to a read-only disk: %s", got)
 	}
 	// A descriptor that cannot be written is no disk that can.
-	err = v.AttachDisk(t.Context(), hypervisor.Disk{ID: "dc-0", File: openDisk(t, first, os.O_RDONLY)})
+	err := v.AttachDisk(t.Context(), hypervisor.Disk{ID: "dc-0", File: openDisk(t, first, os.O_RDONLY)})
 	if err == nil {
 		t.Error("a read-only descriptor became a writable disk")
 	}

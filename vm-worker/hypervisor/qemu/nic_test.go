@@ -85,13 +85,11 @@ func (tap *tap) received(t *testing.T, name string) uint64 {
 // taps, are found by the next worker, and are taken out again, while another stays.
 func TestNetworkCardsComeAndGoWhileTheVMRuns(t *testing.T) {
 	t.Parallel()
+	startedAndForked(t, cardsComeAndGo)
+}
+
+func cardsComeAndGo(t *testing.T, driver *Driver, v hypervisor.VM) {
 	first, second := newTap(t, "tap0", 2), newTap(t, "tap0", 1)
-	spec := newSpec(t)
-	driver := New(Options{})
-	v, err := driver.Start(t.Context(), spec)
-	if err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() { killVM(t, v) })
 	attach := func(id, mac string, tap *tap) {
 		t.Helper()
@@ -102,7 +100,7 @@ func TestNetworkCardsComeAndGoWhileTheVMRuns(t *testing.T) {
 	}
 	attach("n2", "02:00:00:00:00:02", first) // the kernel has hardly begun
 	c := connect(t, v)
-	c.ready()
+	c.awake(v)
 	if got := c.ask("card up 02:00:00:00:00:02"); got != "ok" {
 		t.Fatal(got)
 	}
@@ -134,6 +132,7 @@ func TestNetworkCardsComeAndGoWhileTheVMRuns(t *testing.T) {
 
 	rec := v.Record()
 	v.Release()
+	var err error
 	if v, err = driver.Adopt(t.Context(), rec); err != nil {
 		t.Fatal(err)
 	}

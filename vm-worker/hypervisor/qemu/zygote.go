@@ -120,6 +120,7 @@ func (z *zygote) try(ctx context.Context, s hypervisor.Spec) error {
 		return err
 	}
 	child.Close()
+	_ = unix.Kill(pid, unix.SIGKILL) // it ends by itself, if it is not held up
 	reap(pid)
 	return nil
 }
@@ -154,10 +155,15 @@ func (z *zygote) close() error {
 		err = errors.Join(err, z.control.Close())
 		z.control = nil
 	}
-	if err == nil {
-		<-z.ended
+	if err != nil {
+		return err
 	}
-	return err
+	select {
+	case <-z.ended:
+		return nil
+	case <-time.After(killTimeout):
+		return fmt.Errorf("process %d was killed and does not end", z.process.PID)
+	}
 }
 
 // fork starts the VM of s as a child of the zygote. files replace the descriptors forkTargets of it. launched is told

@@ -35,6 +35,45 @@ func buildZygoteOf(t testing.TB, dir string) string {
 	return path
 }
 
+// startedAndForked runs a test with a VM of each kind. The VM is the test's to end.
+func startedAndForked(t *testing.T, test func(t *testing.T, d *Driver, v hypervisor.VM)) {
+	t.Helper()
+	t.Run("started", func(t *testing.T) {
+		t.Parallel()
+		d := New(Options{})
+		v, err := d.Start(t.Context(), newSpec(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		test(t, d, v)
+	})
+	t.Run("forked", func(t *testing.T) {
+		t.Parallel()
+		d, s := New(Options{Zygote: buildZygote(t)}), templateSpec(t)
+		from := makeTemplate(t, d, s)
+		s.Dir, s.From = filepath.Join(s.Dir, "c"), from
+		if err := os.Mkdir(s.Dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		v, err := d.Start(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !v.(*vm).forked {
+			t.Error("it was not forked:", from.Worn())
+		}
+		test(t, d, v)
+	})
+}
+
+// awake waits until the guest has booted, if it does.
+func (c *control) awake(v hypervisor.VM) {
+	c.t.Helper()
+	if !v.(*vm).forked {
+		c.ready()
+	}
+}
+
 func TestVMsAreForkedFromAZygote(t *testing.T) {
 	t.Parallel()
 	d, s := New(Options{Zygote: buildZygote(t)}), templateSpec(t)
