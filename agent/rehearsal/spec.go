@@ -53,6 +53,9 @@ func spec(path string, terminal bool) (*specs.Spec, error) {
 			ReadonlyPaths: []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"},
 		},
 	}
+	if terminal { // as containerd and Podman have it
+		s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Hard: 1 << 20, Soft: 1 << 20}}
+	}
 	if err := json.Unmarshal(seccompProfile, &s.Linux.Seccomp); err != nil {
 		return nil, fmt.Errorf("reading the filter of the rehearsal: %w", err)
 	}

@@ -47,6 +47,8 @@ const (
 	busyTime = 5 * time.Second
 	// unknownPause is how often a child that cannot be waited for by its pid is looked for.
 	unknownPause = 100 * time.Millisecond
+	// idleTime is longer than what the guest's kernel and agent wait until they tidy up.
+	idleTime = 3 * time.Second
 	// mostFailures is how many times in a row a zygote may fail to fork until it is given up.
 	mostFailures = 3
 )
@@ -81,7 +83,9 @@ func (d *Driver) makeZygote(ctx context.Context, s hypervisor.Spec, t *template,
 	if err != nil {
 		return nil, errors.Join(err, z.control.Close())
 	}
-	err = ready(ctx, v)
+	if err = ready(ctx, v); err == nil {
+		err = idle(ctx)
+	}
 	if err == nil {
 		err = v.monitor.execute(ctx, "stop", nil, nil)
 	}
@@ -123,6 +127,17 @@ func (z *zygote) try(ctx context.Context, s hypervisor.Spec) error {
 	_ = unix.Kill(pid, unix.SIGKILL) // it ends by itself, if it is not held up
 	reap(pid)
 	return nil
+}
+
+// idle lets the guest do what it does when nobody wants anything of it, so that children find that translated, too: its
+// timers, memory it gives back to the host (after two seconds), what its kernel puts off.
+func idle(ctx context.Context) error {
+	select {
+	case <-time.After(idleTime):
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("letting the guest of a zygote idle: %w", ctx.Err())
+	}
 }
 
 // watch reaps the process.

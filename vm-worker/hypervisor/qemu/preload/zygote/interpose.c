@@ -82,12 +82,6 @@ int madvise(void *start, size_t length, int advice)
 	return syscall(SYS_madvise, start, length, advice);
 }
 
-void merge_guest_memory(void)
-{
-	for (int i = 0; i < guest_memories; i++) /* refused for what is a shared mapping, which has nothing to merge */
-		syscall(SYS_madvise, guest_memory[i].start, guest_memory[i].length, MADV_MERGEABLE);
-}
-
 /* No thread may be without the signal that parks it; QEMU's block all there are. */
 int pthread_sigmask(int how, const sigset_t *set, sigset_t *old)
 {

@@ -56,7 +56,7 @@ static const char *begin(const struct order *o, const struct given *g)
 	if ((error = enter_jail(o)) != NULL || (error = reopen_share()) != NULL)
 		return error;
 	if (o->mergeable)
-		merge_guest_memory();
+		merge_memory();
 	rename_process(o->own_name, o->name);
 	/* Capabilities are each thread's own, and inherited; the filter then is for all. */
 	if ((error = drop_capabilities(o->capabilities)) != NULL || (error = revive_threads()) != NULL)

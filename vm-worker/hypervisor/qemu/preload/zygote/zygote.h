@@ -50,8 +50,7 @@ struct order {
 /* interpose.c */
 enum { MOST_MEMORIES = 64 };
 extern int control_fd;            /* -1: this process is no zygote */
-void merge_guest_memory(void);    /* what QEMU declared to be its guest's */
-extern struct guest_memory {
+extern struct guest_memory {      /* what QEMU declared to be its guest's */
 	void *start;
 	size_t length;
 } guest_memory[MOST_MEMORIES];
@@ -90,6 +89,9 @@ const char *renew_generation(void);
 /* translations.c */
 void halve_translation_table(void);
 void watch_translations(void);
+
+/* merging.c */
+void merge_memory(void);
 
 /* names.c */
 void rename_process(const char *from, const char *to);
