@@ -159,6 +159,7 @@ func (t *templates) dropLocked(m *madeTemplate) {
 		if err := m.template.Close(); err != nil {
 			t.w.log.Warn("template not given up", "kind", m.kind, "error", err)
 		}
+		t.removeDir(m.kind)
 	}
 	if t.byKind[m.kind] == m {
 		delete(t.byKind, m.kind)
@@ -317,8 +318,11 @@ func (t *templates) pauseLocked(k kind, worn error) time.Duration {
 	return t.pauses[k]
 }
 
+// dir is where a guest becomes a template, and where the process is recorded that forks VMs from then on.
+func (t *templates) dir(k kind) string { return t.w.store.sandboxDir("template-" + string(k)) }
+
 // boot boots the guest of a template in a directory that the next worker removes,
-// with what runs in it, should this one not.
+// with what runs in it, should this one not. It stays as long as a process of it does.
 func (t *templates) boot(ctx context.Context, k kind) (hypervisor.Template, error) {
 	spec, err := t.w.base(k)
 	if err != nil {
@@ -328,23 +332,27 @@ func (t *templates) boot(ctx context.Context, k kind) (hypervisor.Template, erro
 		return nil, err
 	}
 	spec.ID = "template-" + string(k)
-	spec.Dir = t.w.store.sandboxDir(spec.ID)
+	spec.Dir = t.dir(k)
 	if err := os.MkdirAll(spec.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of a template: %w", err)
 	}
-	defer func() {
-		// What is left there is the next worker's to remove; the template is none of it.
-		if removeErr := os.RemoveAll(spec.Dir); removeErr != nil {
-			t.w.log.Warn("directory of a template not removed", "dir", spec.Dir, "error", removeErr)
-		}
-	}()
 	made, err := t.driver.MakeTemplate(ctx, spec, t.w.makeReady)
 	if errors.Is(err, errRehearsal) && ctx.Err() == nil {
 		// Containers start slower from it, but sooner than in a VM that boots.
 		t.w.log.Error("the guest of a template could not rehearse, and is made anew without", "kind", k, "error", err)
-		return t.driver.MakeTemplate(ctx, spec, awaitListening)
+		made, err = t.driver.MakeTemplate(ctx, spec, awaitListening)
+	}
+	if err != nil || made.Process() == 0 {
+		t.removeDir(k)
 	}
 	return made, err
+}
+
+// removeDir removes the directory of a template. What is left there is the next worker's to remove; the template is none of it.
+func (t *templates) removeDir(k kind) {
+	if err := os.RemoveAll(t.dir(k)); err != nil {
+		t.w.log.Warn("directory of a template not removed", "kind", k, "error", err)
+	}
 }
 
 // awaitListening waits until the guest answers on both channels, and leaves it

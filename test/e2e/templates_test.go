@@ -53,6 +53,7 @@ func TestADaemonKilledWhileItMakesATemplateLeavesNothing(t *testing.T) {
 		{"when there is a process", func(_ *host.Host, pids []int) bool { return len(pids) > 0 }},
 		{"when its guest boots", func(_ *host.Host, pids []int) bool { return booting(pids) }},
 		{"when there is a VM for the pool", func(h *host.Host, _ []int) bool { return pooled(h) }},
+		{"when what forks VMs stands still", func(h *host.Host, _ []int) bool { return pooled(h) && stopped(h) }},
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			id := fmt.Sprint("killed-", i)
@@ -86,6 +87,18 @@ func pooled(h *host.Host) bool {
 	for _, dir := range dirs {
 		if !strings.HasPrefix(filepath.Base(dir), "template-") {
 			return true
+		}
+	}
+	return false
+}
+
+// stopped stops the process that forks VMs, if there is one: it hears of nothing that happens.
+func stopped(h *host.Host) bool {
+	_, pids := h.Spare()
+	for _, pid := range pids {
+		argv, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+		if err == nil && strings.Contains(string(argv), "bulkhead-template-") {
+			return unix.Kill(pid, unix.SIGSTOP) == nil
 		}
 	}
 	return false

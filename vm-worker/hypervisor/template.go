@@ -24,7 +24,8 @@ type Templater interface {
 
 	// MakeTemplate boots a VM in spec.Dir, waits for ready, which is to return when
 	// the guest waits for its identity, and keeps its state. The VM has ended when
-	// it returns, also with an error; the directory is the caller's to remove.
+	// it returns, also with an error; the directory is the caller's to remove: with an
+	// error or without a Process at once, else with the template, as that process is recorded there.
 	MakeTemplate(ctx context.Context, spec Spec, ready func(context.Context, VM) error) (Template, error)
 }
 

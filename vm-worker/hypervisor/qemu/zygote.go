@@ -107,6 +107,7 @@ func (d *Driver) makeZygote(ctx context.Context, s hypervisor.Spec, t *template,
 	}
 	v.Release() // it closes its ends in its own time: until then it is busy
 	go z.watch()
+	withdrawSockets(s.Dir) // nobody is to connect to it any more
 	if err := z.try(ctx, s); err != nil {
 		return nil, errors.Join(err, z.close())
 	}
