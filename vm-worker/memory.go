@@ -46,7 +46,7 @@ func (w *Worker) memoryOfAll(ctx context.Context, after string) (*vmv1.StatsRepl
 			asking, cancel := context.WithTimeout(guests, guestTime)
 			defer cancel()
 			if guest, err := callAgent[agentv1.StatsReply](asking, s, "stats", &agentv1.StatsRequest{}); err == nil {
-				setGuest(m, guest)
+				setGuest(m, guest, s.mostMemory())
 			}
 			all[i] = m
 			return nil
@@ -237,10 +237,16 @@ func readFields(path string) (map[string]uint64, error) {
 	return all, nil
 }
 
-// setGuest adds what the guest says of itself.
-func setGuest(m *vmv1.VMMemory, guest *agentv1.StatsReply) {
-	m.GuestTotalBytes = guest.GuestTotalBytes
-	m.GuestAvailableBytes = min(guest.GuestAvailableBytes, guest.GuestTotalBytes)
+// mostMemory is what the guest may have at any moment. What it grows by comes in whole steps.
+func (s *sandbox) mostMemory() uint64 {
+	rec := s.record()
+	return max(rec.MemoryBytes, rec.MemoryLimitBytes+growthStep)
+}
+
+// setGuest adds what the guest says of itself, as far as that can be: it goes into sums.
+func setGuest(m *vmv1.VMMemory, guest *agentv1.StatsReply, most uint64) {
+	m.GuestTotalBytes = min(guest.GuestTotalBytes, most)
+	m.GuestAvailableBytes = min(guest.GuestAvailableBytes, m.GuestTotalBytes)
 	m.GuestUsedBytes = m.GuestTotalBytes - m.GuestAvailableBytes
 }
 

@@ -6,6 +6,7 @@ package vmworker
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"google.golang.org/protobuf/encoding/protojson"
 
+	agentv1 "bulkhead/proto/agent/v1"
 	vmv1 "bulkhead/proto/vm/v1"
 )
 
@@ -91,6 +93,24 @@ Anonymous:             8 kB
 	got, err := templateShared(dir)
 	if err != nil || got != (40960-10240)<<10 {
 		t.Errorf("%d KiB are said to be the template's: %v", got>>10, err)
+	}
+}
+
+// A guest that tells of more than there can be must not spoil the sum of all.
+func TestAGuestCannotTellOfMoreMemoryThanItMayHave(t *testing.T) {
+	t.Parallel()
+	s := &sandbox{rec: &vmv1.Sandbox{MemoryBytes: 128 << 20, MemoryLimitBytes: 512 << 20}}
+	for _, c := range []struct{ total, available, wantTotal, wantUsed uint64 }{
+		{500 << 20, 100 << 20, 500 << 20, 400 << 20},
+		{500 << 20, math.MaxUint64, 500 << 20, 0},
+		{math.MaxUint64, 0, 640 << 20, 640 << 20},
+		{math.MaxUint64, math.MaxUint64, 640 << 20, 0},
+	} {
+		m := &vmv1.VMMemory{}
+		setGuest(m, &agentv1.StatsReply{GuestTotalBytes: c.total, GuestAvailableBytes: c.available}, s.mostMemory())
+		if m.GuestTotalBytes != c.wantTotal || m.GuestUsedBytes != c.wantUsed {
+			t.Errorf("a guest that has %d bytes, and %d to spare, is told as %d, of which %d are used", c.total, c.available, m.GuestTotalBytes, m.GuestUsedBytes)
+		}
 	}
 }
 

@@ -52,7 +52,7 @@ func (w *Worker) stats(ctx context.Context, req *vmv1.StatsRequest) (*vmv1.Stats
 		return nil, fmt.Errorf("encode the statistics: %w", err)
 	}
 	reply.ContainerStats = string(text)
-	setGuest(reply.Memory, guest)
+	setGuest(reply.Memory, guest, c.sb.mostMemory())
 	reply.GuestMemoryBytes, reply.GuestCpuNs, reply.GuestPids = guest.MemoryBytes, guest.CpuNs, guest.Pids
 	return reply, nil
 }

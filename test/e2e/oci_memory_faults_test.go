@@ -103,7 +103,7 @@ func TestMemoryIsFollowedThroughDeathsOfTheDaemon(t *testing.T) {
 		restart(t, h)
 		conn = dial(t, h)
 		after, total := o.sandbox(conn, id).GetMemoryBytes(), guestTotal(t, conn, vm.GetId())
-		// The kernel keeps some of it to itself: 16 MiB of the first, 2 MiB of each block that was added.
+		// Some 16 MiB are the kernel's from its start, and it does not count them.
 		if before != size || size != after || total > size || total+64*mib < size {
 			return fmt.Errorf("the record has %d and then %d MiB, QEMU %d, the guest %d", before/mib, after/mib, size/mib, total/mib)
 		}
