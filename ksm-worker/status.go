@@ -50,12 +50,12 @@ func (c *controller) detail() string {
 // status reads the kernel anew and adds what is decided, and what VMs have of it, from the one behind
 // after on.
 func (c *controller) status(base *busv1.ServiceStatus, after string) (*ksmv1.Status, error) {
-	k, err := c.kernel.read()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k, err := c.kernel.read() // under the lock: what it has is what was decided last
 	if err != nil {
 		return nil, err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	s := &ksmv1.Status{
 		Service: base.Service, Version: base.Version, Host: base.Host, Pid: base.Pid, Started: base.Started, Ready: base.Ready,
 		Detail: c.sentence(), Mode: c.mode, Phase: c.phaseNow(), Steering: c.governor.steering(), Yielded: c.governor.yielded(),

@@ -65,9 +65,10 @@ func Run(ctx context.Context, d Deps) (err error) {
 		}
 	}
 	ended, told := make(chan struct{}), make(chan struct{})
+	lasting := context.WithoutCancel(ctx)
 	go func() {
 		defer close(told)
-		publish(context.WithoutCancel(ctx), d, events, ended)
+		publish(lasting, d, events, ended)
 	}()
 	defer func() {
 		err = errors.Join(err, c.end())
