@@ -71,15 +71,16 @@ func (d *Driver) makeZygote(ctx context.Context, s hypervisor.Spec, t *template,
 		return nil, err
 	}
 	from.ram, from.control = ramZygote, theirs
-	defer theirs.Close()
 	control, err := net.FileConn(ours)
 	ours.Close()
 	if err != nil {
+		theirs.Close()
 		return nil, fmt.Errorf("making a zygote's socket: %w", err)
 	}
 	z := &zygote{id: s.ID, control: control.(*net.UnixConn), ended: make(chan struct{})}
 	withdrawSockets(s.Dir) // those of the VM that became the template
 	v, err := d.start(ctx, s, from)
+	theirs.Close() // its end is noticed here when it ends
 	if err != nil {
 		return nil, errors.Join(err, z.control.Close())
 	}

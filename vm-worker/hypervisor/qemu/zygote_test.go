@@ -35,6 +35,24 @@ func buildZygoteOf(t testing.TB, dir string) string {
 	return path
 }
 
+// buildZygoteWith builds the library with a change of one of its files.
+func buildZygoteWith(t *testing.T, file, before, after string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("preload/zygote")); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, file)
+	text, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(text), before) {
+		t.Fatalf("%s has no %q: %v", file, before, err)
+	}
+	if err := os.WriteFile(path, []byte(strings.Replace(string(text), before, after, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return buildZygoteOf(t, dir)
+}
+
 // startedAndForked runs a test with a VM of each kind. The VM is the test's to end.
 func startedAndForked(t *testing.T, test func(t *testing.T, d *Driver, v hypervisor.VM)) {
 	t.Helper()
@@ -171,19 +189,8 @@ func TestAZygoteThatStandsStillHoldsUpNoVM(t *testing.T) {
 // TestWhatCannotForkIsKnownBeforeAVMIsWanted has a QEMU that lacks a function, as others than 7.2 may.
 func TestWhatCannotForkIsKnownBeforeAVMIsWanted(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	if err := os.CopyFS(dir, os.DirFS("preload/zygote")); err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "generation.c")
-	text, err := os.ReadFile(file)
-	if err != nil || !strings.Contains(string(text), `"acpi_send_event"`) {
-		t.Fatal("what is not exported is not found:", err)
-	}
-	if err := os.WriteFile(file, []byte(strings.Replace(string(text), "acpi_send_event", "acpi_send_nothing", 1)), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	d, s := New(Options{Zygote: buildZygoteOf(t, dir)}), templateSpec(t)
+	library := buildZygoteWith(t, "generation.c", `"acpi_send_event"`, `"acpi_send_nothing"`)
+	d, s := New(Options{Zygote: library}), templateSpec(t)
 	from := makeTemplate(t, d, s)
 	if from.Process() != 0 || from.Worn() == nil || !strings.Contains(from.Worn().Error(), "does not export") {
 		t.Errorf("the template: process %d, %v", from.Process(), from.Worn())
@@ -192,6 +199,39 @@ func TestWhatCannotForkIsKnownBeforeAVMIsWanted(t *testing.T) {
 	if got := connect(t, v).ask("echo hello"); got != "hello" || v.(*vm).forked {
 		t.Errorf("the VM answers %q; it is forked: %t", got, v.(*vm).forked)
 	}
+}
+
+// TestAChildOfWhichNothingIsToldIsReaped has a zygote that dies after it has forked and before it has said so.
+func TestAChildOfWhichNothingIsToldIsReaped(t *testing.T) {
+	t.Parallel()
+	library := buildZygoteWith(t, "order.c", `snprintf(answer, sizeof answer, "forked %ld", child);`, `_exit(1);`)
+	from := makeTemplate(t, New(Options{Zygote: library}), templateSpec(t))
+	if from.Process() != 0 || from.Worn() == nil {
+		t.Fatalf("the template: process %d, %v", from.Process(), from.Worn())
+	}
+	var left []string
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if left = unbegun(t); len(left) == 0 { // those of other tests come and go
+			return
+		}
+	}
+	t.Errorf("not reaped are %v", left)
+}
+
+// unbegun are the children of zygotes that have not begun, dead or alive: a VM leads a process group of its own.
+func unbegun(t *testing.T) (found []string) {
+	t.Helper()
+	for _, pid := range list(t, "/proc") {
+		text, err := os.ReadFile("/proc/" + pid + "/stat")
+		if err != nil {
+			continue // none, or gone
+		}
+		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:])) // from the third on
+		if group := fields[2]; fields[1] == fmt.Sprint(os.Getpid()) && group != pid && group != fmt.Sprint(unix.Getpgrp()) {
+			found = append(found, pid)
+		}
+	}
+	return found
 }
 
 // TestAForkEndsWithAStarterThatDiesBeforeItBegins: a process is recorded before it does anything, and needs its starter's word.
