@@ -405,6 +405,7 @@ func TestForegroundExecEndsWithTheProgramsStatus(t *testing.T) {
 	}
 	init := readPid(t, pidFile)
 	killRelay(t, init)
+	e.mu.Lock()
 	e.onExec = func(req *vmv1.ExecRequest) error {
 		exec, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", req.GetRelay().GetPid()))
 		if want, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", init)); exec != want {
@@ -413,6 +414,7 @@ func TestForegroundExecEndsWithTheProgramsStatus(t *testing.T) {
 		endWith(t, req.GetRelay().GetSocket(), 9)
 		return nil
 	}
+	e.mu.Unlock()
 	if status := run("exec", "c1", "true"); status != 9 {
 		t.Errorf("exit status %d", status)
 	}
