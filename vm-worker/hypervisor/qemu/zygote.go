@@ -117,9 +117,14 @@ func (d *Driver) makeZygote(ctx context.Context, s hypervisor.Spec, t *template,
 
 // try has it fork once, a child that is told nothing: so what it lacks is known before a VM is wanted.
 func (z *zygote) try(ctx context.Context, s hypervisor.Spec) error {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return fmt.Errorf("trying to fork: %w", err)
+	}
+	defer null.Close()
 	files := make([]*os.File, len(forkTargets()))
 	for i := range files {
-		files[i] = z.stderr
+		files[i] = null
 	}
 	pid, child, err := z.bear(ctx, s, files)
 	if err != nil {
