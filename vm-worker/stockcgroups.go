@@ -20,10 +20,11 @@ import (
 
 // The cgroups of what no container has. They have no limits.
 const (
-	// making is that of templates and VMs that are being made, and of those that wait.
+	// making is that of VMs for the pool, while they are being made and while they wait.
 	making = "pool"
-	// forking is that of the processes that fork VMs. A create waits for them, and they do
-	// nothing else, so they weigh as much as a container: with less they come last on a host whose processors are all busy.
+	// forking is that of templates and of the processes that fork VMs from them. A create waits for these, and until there is a
+	// template every VM boots, so they weigh as much as a container: with less they come last on a host whose
+	// processors are all busy, which is busy for as long as VMs boot.
 	forking = "zygote"
 )
 
@@ -70,15 +71,6 @@ func (s *stockCgroups) procs(name string) ([]string, error) {
 		return nil, err
 	}
 	return c.ProcsPaths(), nil
-}
-
-// enter moves a process into the cgroup.
-func (s *stockCgroups) enter(pid int, name string) error {
-	c, err := s.get(name)
-	if err != nil {
-		return err
-	}
-	return c.Enter(pid)
 }
 
 // anonymous is the memory of no file that counts to all of them.

@@ -300,11 +300,6 @@ func (t *templates) make(ctx context.Context, k kind) {
 		}
 		return
 	}
-	if pid := made.Process(); pid != 0 {
-		if err := t.w.stock.cgroups.enter(pid, forking); err != nil {
-			t.w.log.Warn("VMs are forked with the weight of what is being made, so late on a busy host", "kind", k, "error", err)
-		}
-	}
 	t.w.event(ctx, "template", string(k), "made", map[string]string{"key": made.Key(), "mib": itoa(uint32(made.Bytes() >> 20))})
 }
 
@@ -328,7 +323,7 @@ func (t *templates) boot(ctx context.Context, k kind) (hypervisor.Template, erro
 	if err != nil {
 		return nil, err
 	}
-	if spec.CgroupProcs, err = t.w.stock.cgroups.procs(making); err != nil {
+	if spec.CgroupProcs, err = t.w.stock.cgroups.procs(forking); err != nil {
 		return nil, err
 	}
 	spec.ID = "template-" + string(k)

@@ -35,6 +35,9 @@ func measureLive(ctx context.Context, b *bench) (err error) {
 		b.results.leaveOut("vms_live", "it takes minutes: make bench-live, or make bench LIVE=500")
 		return nil
 	}
+	if err := awaitStock(ctx, b.conn); err != nil {
+		return err
+	}
 	alive, err := b.startLive(ctx)
 	defer func() {
 		b.tell("live: removing %d", len(alive))
