@@ -156,11 +156,18 @@ func (r *relay) expectEnded() {
 
 func kill15(r *relay) { _ = r.cmd.Process.Signal(syscall.SIGTERM) }
 
+// kill9 kills a process, and returns when it has ended: a fake guest can answer until then, which the guest of a dead QEMU cannot.
 func kill9(t *testing.T, pid int) {
 	t.Helper()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if _, err := hypervisor.FindProcess(pid); errors.Is(err, hypervisor.ErrGone) {
+			return
+		}
+	}
+	t.Fatalf("process %d was killed and does not end", pid)
 }
 
 // children lists this process's children with a name in argv[0].

@@ -63,7 +63,7 @@ func (s *sandbox) watchVM(vm hypervisor.VM, died context.CancelFunc) {
 	}
 	died()
 	s.w.budget.gaveBack()
-	if s.outlived() {
+	if s.outlived(vm) {
 		return
 	}
 	s.endLinks()

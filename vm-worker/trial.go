@@ -84,9 +84,13 @@ func (s *sandbox) onTrial() bool {
 	return s.trial != nil
 }
 
-// outlived tells whether the sandbox goes on without its VM, which has ended. Else nobody can join it any more.
-func (s *sandbox) outlived() bool {
+// outlived tells whether the sandbox goes on without this VM, which has ended. Else nobody can join it any more.
+func (s *sandbox) outlived(vm hypervisor.VM) bool {
 	s.mu.Lock()
+	if s.vm != vm { // another has taken its place already, or is about to
+		s.mu.Unlock()
+		return true
+	}
 	t := s.trial
 	if t == nil {
 		s.closing = true
@@ -164,6 +168,9 @@ func (s *sandbox) attempt(ctx context.Context, p *plan, cgroupProcs []string, se
 			err = fmt.Errorf("%w: %s", err, vm.ExitReason())
 		}
 		return fault{err}
+	}
+	if vm := s.machine(); processGone(vm) { // what it answered was its last
+		return fault{errVMEnded(s.id)}
 	}
 	return nil
 }
