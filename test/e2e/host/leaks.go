@@ -117,7 +117,6 @@ type Found struct {
 	Command string
 }
 
-// String implements fmt.Stringer.
 // String leaves the directory of the program out: that of a forked QEMU is another once the mounts of what has forked it are gone.
 func (f Found) String() string { return fmt.Sprintf("%d %s: %.200s", f.PID, filepath.Base(f.Exe), f.Command) }
 
