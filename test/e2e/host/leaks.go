@@ -118,7 +118,9 @@ type Found struct {
 }
 
 // String leaves the directory of the program out: that of a forked QEMU is another once the mounts of what has forked it are gone.
-func (f Found) String() string { return fmt.Sprintf("%d %s: %.200s", f.PID, filepath.Base(f.Exe), f.Command) }
+func (f Found) String() string {
+	return fmt.Sprintf("%d %s: %.200s", f.PID, filepath.Base(f.Exe), f.Command)
+}
 
 // Processes finds the processes whose executable, command line or cgroup carries
 // the token, but for the suite's own helpers.
