@@ -179,20 +179,21 @@ func anonymousMemory(t *testing.T) uint64 {
 		if err != nil {
 			continue // it has ended
 		}
-		all -= min(all, kilobytes(text, "Pss_Anon:"))
+		anonymous, _ := kilobytes(text, "Pss_Anon:") // none when it has just ended
+		all -= min(all, anonymous)
 	}
 	return all
 }
 
-// kilobytes is a line "NAME: N kB" in bytes; 0 when there is none.
-func kilobytes(text []byte, name string) uint64 {
+// kilobytes is a line "NAME: N kB" in bytes, if there is one.
+func kilobytes(text []byte, name string) (bytes uint64, found bool) {
 	for line := range strings.Lines(string(text)) {
 		if words := strings.Fields(line); len(words) == 3 && words[0] == name {
-			kib, _ := strconv.ParseUint(words[1], 10, 64)
-			return kib << 10
+			kib, err := strconv.ParseUint(words[1], 10, 64)
+			return kib << 10, err == nil
 		}
 	}
-	return 0
+	return 0, false
 }
 
 // quietMemory is the host's anonymous memory when it has stopped to move, and whether it has within a while.
@@ -253,14 +254,8 @@ func kernelSum(t *testing.T, path, name string) uint64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.Lines(string(text)) {
-		if words := strings.Fields(line); len(words) == 3 && words[0] == name {
-			kib, err := strconv.ParseUint(words[1], 10, 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return kib << 10
-		}
+	if bytes, found := kilobytes(text, name); found {
+		return bytes
 	}
 	t.Fatalf("%s has no %s", path, name)
 	return 0
