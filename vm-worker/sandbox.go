@@ -7,11 +7,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -20,6 +18,7 @@ import (
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hostcgroup"
 	"bulkhead/vm-worker/hypervisor"
+	"bulkhead/vm-worker/jail"
 	"bulkhead/vm-worker/router"
 )
 
@@ -259,13 +258,9 @@ func (s *sandbox) settleIn(ctx context.Context, p *plan, cg *hostcgroup.Cgroup) 
 		}
 		return err
 	}
-	if p.oomScoreAdj == nil {
-		return nil
-	}
-	err = os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", rec.Pid), []byte(itoa(int32(*p.oomScoreAdj))), 0)
-	// As in the jail: lowering it takes CAP_SYS_RESOURCE, which hosts in containers lack.
-	if err != nil && !errors.Is(err, unix.EACCES) && !errors.Is(err, unix.EPERM) {
-		return fmt.Errorf("set oom_score_adj of a VM of the pool: %w", err)
+	pid := itoa(rec.Pid)
+	if err := jail.Place(pid, pid, nil, p.oomScoreAdj); err != nil {
+		return fmt.Errorf("place a VM of the pool: %w", err)
 	}
 	return nil
 }
