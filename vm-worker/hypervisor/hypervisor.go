@@ -191,7 +191,9 @@ type NIC struct {
 	ID string
 	// MAC is the card's address, as "02:42:ac:11:00:02".
 	MAC string
-	// Queues are the open queues of a tap or macvtap, one for each queue pair.
+	// Queues are the open queues of a tap or macvtap, one for each queue pair, opened for
+	// this card: a file that a card has already must not be given again (QEMU makes what
+	// it is sent blocking, and would stand still in its next read of it).
 	Queues []*os.File
 	// VHost are as many descriptors of vhost-net, or none: then the hypervisor
 	// moves the packets itself.

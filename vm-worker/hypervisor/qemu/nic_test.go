@@ -155,7 +155,7 @@ func cardsComeAndGo(t *testing.T, driver *Driver, v hypervisor.VM) {
 	}
 	// A worker that was killed half way leaves queues without a card, and descriptors of others.
 	q := v.(*vm).monitor
-	for _, name := range []string{fdName("n2", queueFD, 1), fdName("n2", queueFD, 0)} {
+	for _, name := range []string{fdName("n2", queueFD, 1), fdName("n2", queueFD, 0)} { // one file twice, but of no netdev yet
 		if err := q.executeWith(t.Context(), "getfd", map[string]string{"fdname": name}, nil, third.queues[0]); err != nil {
 			t.Fatal(err)
 		}
@@ -163,7 +163,10 @@ func cardsComeAndGo(t *testing.T, driver *Driver, v hypervisor.VM) {
 	if err := q.execute(t.Context(), "netdev_add", map[string]any{"type": "tap", "id": netPrefix + "n2", "fds": fdName("n2", queueFD, 0)}, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := q.executeWith(t.Context(), "getfd", map[string]string{"fdname": fdName("n2", queueFD, 0)}, nil, third.queues[0]); err != nil {
+	// Of another file: QEMU makes what it is sent blocking, and would stand still in the
+	// next read of the netdev that has the file already.
+	fourth := newTap(t, "tap0", 1)
+	if err := q.executeWith(t.Context(), "getfd", map[string]string{"fdname": fdName("n2", queueFD, 0)}, nil, fourth.queues[0]); err != nil {
 		t.Fatal(err)
 	}
 	if err := v.DetachNIC(t.Context(), "n2"); err != nil {
