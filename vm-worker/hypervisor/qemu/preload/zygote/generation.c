@@ -121,7 +121,7 @@ const char *find_generation(void)
 		return "this QEMU does not export what gives a child a generation id of its own";
 	qemu.lock(__FILE__, __LINE__);
 	void *info = qemu.query(NULL);
-	halve_translation_table(); /* once, too, and under the same lock */
+	shrink_translation_table(); /* once, too, and under the same lock */
 	qemu.unlock();
 	if (info == NULL || !parse(*(char **)info, id))
 		return "the VM has no generation id";

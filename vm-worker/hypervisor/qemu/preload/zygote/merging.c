@@ -54,4 +54,5 @@ void merge_memory(void)
 			*next++ = 0;
 		merge_allocated(line);
 	}
+	keep_buckets_apart();
 }

@@ -87,8 +87,14 @@ const char *find_generation(void);
 const char *renew_generation(void);
 
 /* translations.c */
-void halve_translation_table(void);
+void shrink_translation_table(void);
 void watch_translations(void);
+
+/* buckets.c */
+enum { BUCKET = 64 };
+bool open_buckets(void);
+void *take_buckets(size_t length); /* all zeroes, and never given back; NULL: there are no more */
+void keep_buckets_apart(void);
 
 /* merging.c */
 void merge_memory(void);
