@@ -140,16 +140,32 @@ func (c *container) dropExecLocked(x *execProcess) {
 	c.rec.Execs = slices.DeleteFunc(c.rec.Execs, func(e *vmv1.Exec) bool { return e.Id == x.rec.Id })
 }
 
+// runExec has the guest start the process. Meanwhile the relay moves into the container's cgroup, which makes the kernel wait
+// until it has seen every processor (cgroup v1: percpu_down_write of cgroup_threadgroup_rwsem), for as long as a tenth of the whole.
 func (c *container) runExec(ctx context.Context, x *execProcess, req *vmv1.ExecRequest) error {
-	if cgroup := c.hostCgroup(); cgroup != nil {
-		if err := cgroup.Enter(x.relay.pid); err != nil {
-			return fmt.Errorf("move the exec's relay into the cgroup: %w", err)
-		}
+	entered := make(chan error, 1)
+	c.w.tasks.Go(func() { entered <- c.takeExecRelay(x) })
+	err := c.attachRelay(ctx, x.rec.Channel, req.Relay.Socket)
+	if err == nil {
+		err = c.sb.agentExec(ctx, c.key, x.rec.Channel, req)
 	}
-	if err := c.attachRelay(ctx, x.rec.Channel, req.Relay.Socket); err != nil {
-		return err
+	// Nobody is told of an exec before its relay is where it belongs: what it uses is the container's.
+	if enterErr := <-entered; err == nil {
+		err = enterErr
 	}
-	return c.sb.agentExec(ctx, c.key, x.rec.Channel, req)
+	return err
+}
+
+// takeExecRelay moves an exec's relay into the container's cgroup, if it has not ended already with its process.
+func (c *container) takeExecRelay(x *execProcess) error {
+	cgroup := c.hostCgroup()
+	if cgroup == nil {
+		return nil
+	}
+	if err := cgroup.Enter(x.relay.pid); err != nil && !x.relay.ended() {
+		return fmt.Errorf("move the exec's relay into the cgroup: %w", err)
+	}
+	return nil
 }
 
 // watchExec waits for the end of an exec's relay, which is the end of the exec.

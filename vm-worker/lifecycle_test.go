@@ -240,6 +240,49 @@ func TestAKilledExecRelayTakesItsProcess(t *testing.T) {
 	h.expectNothing()
 }
 
+// An exec whose relay cannot be moved into the container's cgroup has failed, also when its process runs by then.
+func TestAnExecOutsideItsCgroupIsUndone(t *testing.T) {
+	ended := make(chan string, 4)
+	h := newHost(t, fake.Options{Script: func(ctx context.Context, p fake.Process) int {
+		<-ctx.Done()
+		ended <- p.ExecID
+		return 0
+	}})
+	h.run("c1", "init")
+	root := "/sys/fs/cgroup/pids"
+	if _, err := os.Stat(root + h.cgroups + "/c1"); err != nil {
+		root = "/sys/fs/cgroup"
+	}
+	cgroup := root + h.cgroups + "/c1"
+	members, err := os.ReadFile(cgroup + "/cgroup.procs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range strings.Fields(string(members)) {
+		if err := os.WriteFile(root+"/cgroup.procs", []byte(pid), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(cgroup); err != nil {
+		t.Fatal(err)
+	}
+	r := startRelay(t, h.bus.RunDir)
+	_, err = call[vmv1.ExecReply](t.Context(), h, "exec", execRequest("c1", "e1", r, "beside"))
+	refused(t, "an exec without a cgroup", err, bus.Internal, "into the cgroup")
+	select {
+	case id := <-ended:
+		if id != "e1" {
+			t.Errorf("process %q ended", id)
+		}
+	case <-time.After(patience):
+		t.Error("the exec's process lives on")
+	}
+	h.await("c1", "exec_exited")
+	h.expectStatus("c1", running)
+	h.delete("c1", true)
+	h.expectNothing()
+}
+
 func TestTheEndIsToldAsItWas(t *testing.T) {
 	for _, c := range []struct {
 		name   string
