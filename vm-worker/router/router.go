@@ -116,10 +116,9 @@ func (r *Router) Attach(ctx context.Context, id uint32, socket string, qemu *os.
 		ch.relay.close()
 	}
 	ch.relay, ch.detached, ch.granted = c, false, [3]window{}
+	// The relay restates itself by itself to whoever connects; only the guest has to be asked.
 	if r.gone != nil {
 		c.enqueue(r.gone)
-	} else {
-		c.enqueue(stdio.AppendSimple(nil, stdio.TypeSync, 0, id, 0))
 	}
 	r.guest.control(stdio.AppendSimple(nil, stdio.TypeSync, 0, id, 0))
 	r.running.Add(2)
