@@ -30,6 +30,7 @@ GOSRC      := go.mod go.sum $(shell find agent bus ksm-worker proto runtime-fron
 PRELOAD    := $(BIN)/bulkhead-qemu-special-files.so
 ZYGOTE     := $(BIN)/bulkhead-qemu-zygote.so
 HOSTBINS   := $(BIN)/bulkheadd $(BIN)/bulkhead $(BIN)/bulkhead-vm-worker $(BIN)/bulkhead-network $(BIN)/bulkhead-ksm-worker
+AGENTBINS  := $(BIN)/bulkhead-agent $(BIN)/bulkhead-init
 
 ##@ The two commands
 
@@ -43,7 +44,7 @@ test: packages lint unit e2e conformance ## lint, unit tests, end-to-end tests w
 ##@ Build
 
 .PHONY: build
-build: $(HOSTBINS) $(BIN)/bulkhead-relay $(BIN)/bulkhead-agent $(PRELOAD) $(ZYGOTE) ## every binary, into build/bin
+build: $(HOSTBINS) $(BIN)/bulkhead-relay $(AGENTBINS) $(PRELOAD) $(ZYGOTE) ## every binary, into build/bin
 
 .PHONY: packages
 packages: toolchain ## install the Debian packages the build, the VMs and the tests need
@@ -71,12 +72,13 @@ $(BIN)/bulkhead-relay: $(GOSRC)
 	@echo "building $@"
 	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./runtime-frontend/cmd/bulkhead-relay
 
-# The agent needs cgo for libcontainer's nsenter and libseccomp, and is static: the guest holds nothing else. Its segments are
-# whole huge pages (huge.ld); Go's cache does not see that file, so what the linker has made by it is known by its sum.
-AGENT_LAYOUT := agent/cmd/bulkhead-agent/huge.ld
-$(BIN)/bulkhead-agent: $(GOSRC) $(AGENT_LAYOUT)
+# The agent, and the init of its containers, need cgo for libcontainer's nsenter and libseccomp, and are static: the guest holds
+# nothing else. Their segments are whole huge pages (huge.ld); Go's cache does not see that file, so what the linker has made by
+# it is known by its sum.
+AGENT_LAYOUT := agent/cmd/huge.ld
+$(AGENTBINS): $(GOSRC) $(AGENT_LAYOUT)
 	@echo "building $@"
-	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp runc_nocriu' -ldflags '-s -w -linkmode external -extldflags "-static -Wl,-z,max-page-size=0x200000,-z,separate-code,-T,$(abspath $(AGENT_LAYOUT)),--defsym=bulkhead_layout=0x$(shell sha256sum $(AGENT_LAYOUT) | head -c 8)"' -o $@ ./agent/cmd/bulkhead-agent
+	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp runc_nocriu' -ldflags '-s -w -linkmode external -extldflags "-static -Wl,-z,max-page-size=0x200000,-z,separate-code,-T,$(abspath $(AGENT_LAYOUT)),--defsym=bulkhead_layout=0x$(shell sha256sum $(AGENT_LAYOUT) | head -c 8)"' -o $@ ./agent/cmd/$(@F)
 
 # For QEMU before 9.2; the sources say why.
 $(PRELOAD): $(wildcard vm-worker/hypervisor/qemu/preload/*.c)
@@ -91,8 +93,8 @@ $(ZYGOTE): $(wildcard vm-worker/hypervisor/qemu/preload/zygote/*.[ch])
 $(GUEST)/vmlinux: deploy/guest/build-kernel deploy/guest/kernel.config $(wildcard deploy/guest/patches/*.patch)
 	@deploy/guest/build-kernel $(GUEST)
 
-$(GUEST)/image.ext4: $(BIN)/bulkhead-agent deploy/guest/build-image $(wildcard deploy/guest/selinux/*.cil)
-	@deploy/guest/build-image $(BIN)/bulkhead-agent $(GUEST)
+$(GUEST)/image.ext4: $(AGENTBINS) deploy/guest/build-image $(wildcard deploy/guest/selinux/*.cil)
+	@deploy/guest/build-image $(BIN)/bulkhead-agent $(GUEST) $(BIN)/bulkhead-init
 
 .PHONY: proto
 proto: ## regenerate the Go code of proto/ (needs protobuf-compiler and libprotobuf-dev)

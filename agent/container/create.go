@@ -19,9 +19,6 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-
-	// Makes the timers of the agent and of starting containers coarse.
-	_ "bulkhead/agent/timers"
 )
 
 // CreateRequest says what container to make.

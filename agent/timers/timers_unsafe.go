@@ -16,7 +16,7 @@
 //
 // All of it is C that runs before the Go runtime; nothing is to be imported from here. Constructors run in the order in
 // which the linker met their packages, which is by their distance from main: this package must be imported from further away
-// than libcontainer's nsenter, whose constructor is nsexec. TestTimersOfAContainerAreTheKernelsOwn fails otherwise.
+// than libcontainer's nsenter, whose constructor is nsexec: main imports that one, and this one's only importer is agent/reexec. TestTimersOfAContainerAreTheKernelsOwn fails otherwise.
 package timers
 
 /*

@@ -62,16 +62,19 @@ func buildGuest() (guest, error) {
 	if err := os.MkdirAll(BuildDir, 0o700); err != nil {
 		return guest{}, err
 	}
-	agent := filepath.Join(BuildDir, "bulkhead-agent")
-	build := exec.Command("go", "build", "-trimpath", "-tags", "netgo osusergo seccomp runc_nocriu",
-		"-ldflags", "-s -w -linkmode external -extldflags '-static -Wl,-z,max-page-size=0x200000,-z,separate-code,-T,"+
-			filepath.Join(root(), "agent/cmd/bulkhead-agent/huge.ld")+"'", "-o", agent, "./agent/cmd/bulkhead-agent")
-	build.Dir = root()
-	build.Env = append(os.Environ(), "CGO_ENABLED=1")
-	if out, err := build.CombinedOutput(); err != nil {
-		return guest{}, fmt.Errorf("building the agent: %w\n%s", err, out)
+	program := func(name string) string { return filepath.Join(BuildDir, name) }
+	for _, name := range []string{"bulkhead-agent", "bulkhead-init"} {
+		build := exec.Command("go", "build", "-trimpath", "-tags", "netgo osusergo seccomp runc_nocriu",
+			"-ldflags", "-s -w -linkmode external -extldflags '-static -Wl,-z,max-page-size=0x200000,-z,separate-code,-T,"+
+				filepath.Join(root(), "agent/cmd/huge.ld")+"'", "-o", program(name), "./agent/cmd/"+name)
+		build.Dir = root()
+		build.Env = append(os.Environ(), "CGO_ENABLED=1")
+		if out, err := build.CombinedOutput(); err != nil {
+			return guest{}, fmt.Errorf("building %s: %w\n%s", name, err, out)
+		}
 	}
-	if out, err := exec.Command(filepath.Join(root(), "deploy/guest/build-image"), agent, BuildDir).CombinedOutput(); err != nil {
+	command := exec.Command(filepath.Join(root(), "deploy/guest/build-image"), program("bulkhead-agent"), BuildDir, program("bulkhead-init"))
+	if out, err := command.CombinedOutput(); err != nil {
 		return guest{}, fmt.Errorf("building the image: %w\n%s", err, out)
 	}
 	image := filepath.Join(BuildDir, "image.ext4")

@@ -219,3 +219,25 @@ func TestTimersOfAContainerAreTheKernelsOwn(t *testing.T) {
 		t.Errorf("the slack of a container, and what it resets it to: %q instead of %q", got, want)
 	}
 }
+
+// The small program, not the agent, is what a container's process is until it is the container's own; and no container can write
+// to it, which is why libcontainer starts a copy (CVE-2019-5736).
+func TestContainersBeginAsTheSmallProgram(t *testing.T) {
+	vm := vmtest.Boot(t)
+	program, err := os.Stat(filepath.Join(vmtest.BuildDir, "bulkhead-init"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := create(t, vm, "small", sh("read x"))
+	// Not yet started: its first process is the init. Who looks at that has to be allowed to trace it.
+	look := sh("stat -L -c %s /proc/1/exe; (: >/proc/1/exe) 2>/dev/null || echo kept")
+	look.Capabilities.Bounding = append(look.Capabilities.Bounding, "CAP_SYS_PTRACE")
+	look.Capabilities.Effective = append(look.Capabilities.Effective, "CAP_SYS_PTRACE")
+	look.Capabilities.Permitted = append(look.Capabilities.Permitted, "CAP_SYS_PTRACE")
+	x := c.exec(t, "look", look)
+	exit(t, x)
+	if got, want := x.Output(), fmt.Sprintf("%d\nkept\n", program.Size()); got != want {
+		t.Errorf("the program of a container that is not started has the size, and was: %q instead of %q", got, want)
+	}
+	c.delete(t)
+}

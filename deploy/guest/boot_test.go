@@ -114,22 +114,33 @@ func TestSameInputsGiveSameImage(t *testing.T) {
 	}
 }
 
-// TestTheAgentLiesInWholeHugePages: build-image looks where the segments have come to lie.
-func TestTheAgentLiesInWholeHugePages(t *testing.T) {
+// TestTheProgramsLieInWholeHugePages: build-image looks where the segments have come to lie.
+func TestTheProgramsLieInWholeHugePages(t *testing.T) {
 	t.Parallel()
 	requireTools(t, "mke2fs", "debugfs", "readelf", "secilc")
-	agent := filepath.Join("..", "..", "build", "bin", "bulkhead-agent")
-	if _, err := os.Stat(agent); err != nil {
-		t.Skipf("needs the agent, which is not built: run \"make build\": %v", err)
+	agent, init := filepath.Join("..", "..", "build", "bin", "bulkhead-agent"), filepath.Join("..", "..", "build", "bin", "bulkhead-init")
+	for _, program := range []string{agent, init} {
+		if _, err := os.Stat(program); err != nil {
+			t.Skipf("needs the agent and its init, which are not built: run \"make build\": %v", err)
+		}
 	}
-	const says = "is not in whole huge pages"
+	other := buildInit(t, t.TempDir())
 	for _, c := range []struct {
-		agent string
-		says  bool
-	}{{agent, false}, {buildInit(t, t.TempDir()), true}} {
-		out, err := exec.Command("./build-image", c.agent, t.TempDir()).CombinedOutput()
-		if err != nil || strings.Contains(string(out), says) != c.says {
-			t.Errorf("build-image %s: %v, %q; want that it says %q: %v", c.agent, err, out, says, c.says)
+		agent, init, says string
+	}{
+		{agent, init, ""},
+		{other, init, "of sbin/bulkhead-agent is not in whole huge pages"},
+		{agent, other, "of sbin/container/bulkhead-agent is not in whole huge pages"},
+	} {
+		dir := t.TempDir()
+		out, err := exec.Command("./build-image", c.agent, dir, c.init).CombinedOutput()
+		said := strings.Count(string(out), "huge pages") > 0
+		if err != nil || said != (c.says != "") || !strings.Contains(string(out), c.says) {
+			t.Errorf("build-image %s DIR %s: %v, %q; want that it says %q", c.agent, c.init, err, out, c.says)
+		}
+		manifest, err := os.ReadFile(filepath.Join(dir, "image.manifest"))
+		if err != nil || !strings.Contains(string(manifest), "\n/sbin/container/bulkhead-agent sha256:") {
+			t.Errorf("the manifest does not have the init: %v, %q", err, manifest)
 		}
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"runtime/debug"
 
 	"github.com/hashicorp/go-hclog"
+	// Joins the namespaces of a container when started as "init", before the Go runtime starts.
+	_ "github.com/opencontainers/runc/libcontainer/nsenter"
 	"github.com/sirupsen/logrus"
 
 	"bulkhead/agent"
@@ -49,7 +51,7 @@ func run(begun float64, log hclog.Logger) error {
 	// libcontainer logs by logrus; what concerns a container comes back as an error.
 	logrus.SetLevel(logrus.WarnLevel)
 	heap.Follow()
-	for _, prepare := range []func() error{guest.StartSELinux, guest.MountAll, guest.SetupCgroups, guest.SetParameters, guest.LoopbackUp} {
+	for _, prepare := range []func() error{guest.StartSELinux, guest.UseInit, guest.MountAll, guest.SetupCgroups, guest.SetParameters, guest.LoopbackUp} {
 		if err := prepare(); err != nil {
 			return err
 		}
