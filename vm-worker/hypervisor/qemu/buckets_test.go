@@ -20,7 +20,7 @@ const bucketsProgram = `
 #include <stdio.h>
 #include <string.h>
 
-enum { ALL = 1 << 17 }; /* more than there is space for */
+enum { ALL = 1 << 18 }; /* more than there is space for */
 
 static char *bucket(void)
 {
@@ -54,7 +54,7 @@ int main(void)
 			memset(gathered, 1, 10 * BUCKET);
 		}
 	}
-	MUST(beside >= 50000);
+	MUST(beside >= 100000);
 	MUST(take_buckets(BUCKET) == NULL);
 	for (int i = 0; i < ALL; i++)
 		MUST(all[i][0] == (char)i && all[i][BUCKET - 1] == (char)i);

@@ -15,7 +15,7 @@
 #include <stdatomic.h>
 #include <sys/mman.h>
 
-enum { SPACE = 4 << 20 }; /* for 64 Ki of them: one in four may hold but one of the blocks for which there is room */
+enum { SPACE = 8 << 20 }; /* of addresses, for more than the blocks for which there is room can fill */
 
 extern void __libc_free(void *);
 extern void *__libc_memalign(size_t, size_t);

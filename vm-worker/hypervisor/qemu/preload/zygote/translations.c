@@ -91,24 +91,50 @@ static bool known(void (*init)(void *, void *, size_t, unsigned), void (*destroy
 	return same;
 }
 
-/* The last bucket of each chain is put beside those of all others. */
-static void gather_ends(void)
+/*
+ * Makes a chain anew: the oldest blocks first, which are what runs most often, in buckets one after the other, and the last bucket
+ * where it is told to. A chain that is longer than any should be stays as it is.
+ */
+static void arrange(struct bucket *first, struct bucket *last)
+{
+	enum { MOST = 32 * ENTRIES };
+	static struct { void *pointer; uint32_t hash; } all[MOST];
+	struct bucket *b, *between;
+	size_t n = 0, buckets;
+
+	for (b = first; b != NULL; b = b->next)
+		for (int i = 0; i < ENTRIES && b->pointers[i] != NULL; i++) {
+			size_t at = n++;
+
+			if (n > MOST)
+				return;
+			for (; at > 0 && all[at - 1].pointer > b->pointers[i]; at--)
+				all[at] = all[at - 1];
+			all[at].pointer = b->pointers[i];
+			all[at].hash = b->hashes[i];
+		}
+	buckets = (n + ENTRIES - 1) / ENTRIES;
+	between = buckets > 2 ? take_buckets((buckets - 2) * sizeof *between) : NULL;
+	if (buckets > 2 && between == NULL)
+		return;
+	b = first;
+	for (size_t i = 0; i < n; i++) {
+		if (i > 0 && i % ENTRIES == 0)
+			b = b->next = i / ENTRIES == buckets - 1 ? last : between++;
+		b->pointers[i % ENTRIES] = all[i].pointer;
+		b->hashes[i % ENTRIES] = all[i].hash;
+	}
+}
+
+static void arrange_all(void)
 {
 	struct map *map;
-	struct bucket *ends;
+	struct bucket *last;
 
 	memcpy(&map, table, sizeof map);
-	ends = take_buckets(map->count * sizeof *ends);
-	for (size_t i = 0; ends != NULL && i < map->count; i++) {
-		struct bucket *b = &map->buckets[i];
-
-		if (b->next == NULL)
-			continue;
-		while (b->next->next != NULL)
-			b = b->next;
-		ends[i] = *b->next;
-		b->next = &ends[i];
-	}
+	last = take_buckets(map->count * sizeof *last);
+	for (size_t i = 0; last != NULL && i < map->count; i++)
+		arrange(&map->buckets[i], &last[i]);
 }
 
 /* What follows the table in QEMU's TBContext: how often all was thrown away. */
@@ -144,7 +170,7 @@ void shrink_translation_table(void)
 	table = context;
 	set_mode(0);
 	resize(table, BUCKETS * ENTRIES);
-	gather_ends();
+	arrange_all();
 	flushes = count_flushes();
 }
 
