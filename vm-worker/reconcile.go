@@ -60,11 +60,8 @@ func (w *Worker) adopt(ctx context.Context, st *stored) error {
 			log.Error("process of a lost VM not ended", "error", err)
 		}
 	}
-	for _, rec := range st.containers {
-		s.nextChannel = max(s.nextChannel, rec.Channel+1)
-		for _, e := range rec.Execs {
-			s.nextChannel = max(s.nextChannel, e.Channel+1)
-		}
+	if err := s.beginChannels(ctx); err != nil {
+		log.Error("a later worker may give channel numbers of this one again", "error", err)
 	}
 	if vm == nil {
 		s.closing = true

@@ -5,6 +5,7 @@ package vmworker_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"bulkhead/bus"
+	busv1 "bulkhead/proto/bus/v1"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hypervisor/fake"
 )
@@ -259,5 +261,32 @@ func TestAStartCutShortIsFoundOut(t *testing.T) {
 	h.expectRecordsAgree()
 	h.delete("c1", true)
 	r.expectEnded()
+	h.expectNothing()
+}
+
+// The guest may still know a process whose end the worker before this one has recorded: its number
+// on the stdio link is not given to another.
+func TestNoChannelNumberIsUsedByTwoWorkers(t *testing.T) {
+	h := newHost(t, fake.Options{})
+	h.run("c1", "sleep")
+	given := map[uint32]bool{h.state("c1").Channel: true}
+	for n := 1; n <= 3; n++ {
+		id := fmt.Sprintf("e%d", n)
+		r := startRelay(t, h.bus.RunDir)
+		reply, err := call[vmv1.ExecReply](t.Context(), h, "exec", execRequest("c1", id, r, "exit", "3"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.commit()
+		r.expectCode(3)
+		h.awaitThat("the end of "+id, func(ev *busv1.Event) bool { return ev.Event == "exec_exited" && ev.Attributes["exec"] == id })
+		if given[reply.Channel] {
+			t.Errorf("%s has channel %d, which was another's", id, reply.Channel)
+		}
+		given[reply.Channel] = true
+		h.restart()
+	}
+	h.expectRecordsAgree()
+	h.delete("c1", true)
 	h.expectNothing()
 }

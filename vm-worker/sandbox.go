@@ -79,6 +79,23 @@ func (w *Worker) newSandbox(rec *vmv1.Sandbox) *sandbox {
 // firstChannel is that of the container for which the VM was started.
 const firstChannel = 1
 
+// workersChannels is how many channel numbers are one worker's. The records tell only
+// which are in use: the guest may still have one whose process's end is recorded, as the
+// worker died before the guest was told that its exit is known.
+const workersChannels = 1 << 20
+
+// beginChannels goes past the channel numbers of the workers before this one.
+func (s *sandbox) beginChannels(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.nextChannel = s.rec.ChannelsFrom + workersChannels
+	s.rec.ChannelsFrom = s.nextChannel
+	if err := s.w.store.saveSandbox(ctx, s.rec); err != nil {
+		return fmt.Errorf("record that the sandbox %s has another worker: %w", s.id, err)
+	}
+	return nil
+}
+
 // channel returns a stdio channel number never used before in this VM.
 func (s *sandbox) channel() uint32 {
 	s.mu.Lock()

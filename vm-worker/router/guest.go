@@ -158,7 +158,7 @@ func (r *Router) install(g *guestConn) error {
 		case ch.finished:
 			g.control(stdio.AppendSimple(nil, stdio.TypeExitAck, 0, id, 0))
 		case ch.detached:
-			g.control(stdio.AppendGone(nil, id, 0, ""))
+			r.abandon(g, ch)
 		}
 	}
 	return nil
@@ -237,7 +237,7 @@ func (r *Router) fromGuest(g *guestConn, f stdio.Frame, frame []byte) error {
 			return fmt.Errorf("%w: it acknowledged its own output", ErrViolation)
 		}
 	case stdio.TypeExit:
-		if ch.finished {
+		if ch.finished || ch.detached {
 			g.control(stdio.AppendSimple(nil, stdio.TypeExitAck, 0, f.Channel, 0))
 			return nil
 		}

@@ -177,4 +177,35 @@ func TestKilledRelayIsReported(t *testing.T) {
 	if got := <-r.exits; got != [2]int{1, 143} {
 		t.Errorf("exit %v", got)
 	}
+	c.forgotten(t)
+}
+
+// A relay may end between its writing that it has heard of the exit and our reading of it, and then
+// nobody would ever say so to the guest.
+func TestTheGuestKeepsNoProcessWhoseRelayEndedUnheard(t *testing.T) {
+	r := newRig(t)
+	c := r.run(1, []string{"sleep", "60"})
+	syscall.Kill(c.relay.PID, unix.SIGSTOP)
+	c.cmd.Process.Signal(syscall.SIGTERM)
+	if got := <-r.exits; got != [2]int{1, 143} {
+		t.Errorf("exit %v", got)
+	}
+	select {
+	case <-c.process.Done():
+		t.Error("the process is forgotten before anybody has heard of its exit")
+	default:
+	}
+	syscall.Kill(c.relay.PID, unix.SIGKILL)
+	r.router.Detach(1)
+	c.forgotten(t)
+}
+
+// forgotten waits until the guest's end has let the process go.
+func (c *container) forgotten(t *testing.T) {
+	t.Helper()
+	select {
+	case <-c.process.Done():
+	case <-time.After(patience):
+		t.Error("the guest's end still waits for an answer to the exit")
+	}
 }

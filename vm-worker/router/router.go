@@ -128,7 +128,8 @@ func (r *Router) Attach(ctx context.Context, id uint32, socket string, qemu *os.
 }
 
 // Detach says that the channel's relay is dead and will not come back: the
-// agent is told to throw its output away.
+// agent is told to throw its output away, and not to wait for the relay to have heard of
+// the exit. A relay that ends right after it has said so may be seen dead before it is heard.
 func (r *Router) Detach(id uint32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -146,7 +147,16 @@ func (r *Router) Detach(id uint32) {
 	}
 	ch.detached = true
 	r.remember(id)
-	r.guest.control(stdio.AppendGone(nil, id, 0, ""))
+	r.abandon(r.guest, ch)
+}
+
+// abandon tells the guest that nobody hears of a channel any more. One that has exited
+// need not be kept there; of another the exit is answered when it comes.
+func (r *Router) abandon(g *guestConn, ch *channel) {
+	g.control(stdio.AppendGone(nil, ch.id, 0, ""))
+	if ch.exited {
+		g.control(stdio.AppendSimple(nil, stdio.TypeExitAck, 0, ch.id, 0))
+	}
 }
 
 // remember puts id among the finished channels and forgets the oldest.

@@ -582,6 +582,7 @@ type Sandbox struct {
 	Mergeable         bool                            `protobuf:"varint,51,opt,name=mergeable,proto3" json:"mergeable,omitempty"`                                                                    // the host may merge its memory with that of other VMs of its class (KSM)
 	MountLabels       []string                        `protobuf:"bytes,41,rep,name=mount_labels,json=mountLabels,proto3" json:"mount_labels,omitempty"`                                              // SELinux labels of the host's files in the guest, one for each share; empty: the policy's own
 	MemoryLimitBytes  uint64                          `protobuf:"varint,60,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`                            // what it gets when its containers need it
+	ChannelsFrom      uint32                          `protobuf:"varint,70,opt,name=channels_from,json=channelsFrom,proto3" json:"channels_from,omitempty"`                                          // the first number that its present worker gives to a process's streams
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -780,6 +781,13 @@ func (x *Sandbox) GetMountLabels() []string {
 func (x *Sandbox) GetMemoryLimitBytes() uint64 {
 	if x != nil {
 		return x.MemoryLimitBytes
+	}
+	return 0
+}
+
+func (x *Sandbox) GetChannelsFrom() uint32 {
+	if x != nil {
+		return x.ChannelsFrom
 	}
 	return 0
 }
@@ -3385,7 +3393,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\bfollowed\x182 \x03(\v2\x18.bulkhead.vm.v1.FollowedR\bfollowed\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaa\a\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcf\a\n" +
 	"\aSandbox\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1e\n" +
@@ -3417,7 +3425,8 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"trustClass\x12\x1c\n" +
 	"\tmergeable\x183 \x01(\bR\tmergeable\x12!\n" +
 	"\fmount_labels\x18) \x03(\tR\vmountLabels\x12,\n" +
-	"\x12memory_limit_bytes\x18< \x01(\x04R\x10memoryLimitBytes\x1aT\n" +
+	"\x12memory_limit_bytes\x18< \x01(\x04R\x10memoryLimitBytes\x12#\n" +
+	"\rchannels_from\x18F \x01(\rR\fchannelsFrom\x1aT\n" +
 	"\vPhasesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
 	"\x05value\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x05value:\x028\x01\"\xe5\x01\n" +
