@@ -41,6 +41,7 @@ int main(void)
 	size_t beside = 0;
 
 	MUST(open_buckets());
+	MUST(take_buckets((8 << 20) + BUCKET) == NULL);
 	for (int i = 0; i < ALL; i++) {
 		free(malloc(300)); /* a hole, of which one could be made */
 		all[i] = bucket();

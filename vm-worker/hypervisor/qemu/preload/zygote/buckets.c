@@ -37,7 +37,7 @@ void *take_buckets(size_t length)
 {
 	size_t at;
 
-	if (space == NULL)
+	if (space == NULL || length > SPACE)
 		return NULL;
 	at = atomic_fetch_add(&used, length);
 	if (at > SPACE - length) {
