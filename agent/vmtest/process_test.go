@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"bulkhead/agent/vmtest"
 )
@@ -221,7 +222,7 @@ func TestTimersOfAContainerAreTheKernelsOwn(t *testing.T) {
 }
 
 // The small program, not the agent, is what a container's process is until it is the container's own; and no container can write
-// to it, which is why libcontainer starts a copy (CVE-2019-5736).
+// to it, not even when nobody runs it any more, as libcontainer starts it from an overlay that cannot be written to (CVE-2019-5736).
 func TestContainersBeginAsTheSmallProgram(t *testing.T) {
 	vm := vmtest.Boot(t)
 	program, err := os.Stat(filepath.Join(vmtest.BuildDir, "bulkhead-init"))
@@ -230,14 +231,17 @@ func TestContainersBeginAsTheSmallProgram(t *testing.T) {
 	}
 	c := create(t, vm, "small", sh("read x"))
 	// Not yet started: its first process is the init. Who looks at that has to be allowed to trace it.
-	look := sh("stat -L -c %s /proc/1/exe; (: >/proc/1/exe) 2>/dev/null || echo kept")
+	look := sh("stat -L -c %s /proc/1/exe; stat -L -f -c %t /proc/1/exe; : >/proc/1/exe")
 	look.Capabilities.Bounding = append(look.Capabilities.Bounding, "CAP_SYS_PTRACE")
 	look.Capabilities.Effective = append(look.Capabilities.Effective, "CAP_SYS_PTRACE")
 	look.Capabilities.Permitted = append(look.Capabilities.Permitted, "CAP_SYS_PTRACE")
 	x := c.exec(t, "look", look)
 	exit(t, x)
-	if got, want := x.Output(), fmt.Sprintf("%d\nkept\n", program.Size()); got != want {
-		t.Errorf("the program of a container that is not started has the size, and was: %q instead of %q", got, want)
+	if got, want := x.Output(), fmt.Sprintf("%d\n%x\n", program.Size(), unix.OVERLAYFS_SUPER_MAGIC); got != want {
+		t.Errorf("the program of a container that is not started has the size, and is in a file system of the type: %q instead of %q", got, want)
+	}
+	if said := x.ErrOutput(); !strings.Contains(said, "Read-only file system") { // "Text file busy" would be no more by and by
+		t.Errorf("writing to it is not refused for good: %q", said)
 	}
 	c.delete(t)
 }

@@ -121,12 +121,15 @@ func within(path, room string) bool { return path == room || strings.HasPrefix(p
 
 func TestOnlyTheHostDaemonLinksTheServer(t *testing.T) {
 	// The frontend starts once per command: the embedded server would cost it
-	// megabytes and milliseconds. The relay runs once per process.
+	// megabytes and milliseconds. The relay runs once per process, and so does the init in the guest.
 	for _, c := range []struct{ pkg, forbidden, why string }{
 		{"bulkhead/runtime-frontend/cmd/bulkhead", "github.com/nats-io/nats-server", "the command line must start in milliseconds"},
 		{"bulkhead/runtime-frontend/cmd/bulkhead-relay", "github.com/nats-io/nats.go", "the relay must stay under 3 MB"},
 		{"bulkhead/runtime-frontend/cmd/bulkhead-relay", "google.golang.org/protobuf", "the relay must stay under 3 MB"},
 		{"bulkhead/agent/cmd/bulkhead-agent", "github.com/nats-io/nats-server", "the guest holds no server"},
+		{"bulkhead/agent/cmd/bulkhead-init", "github.com/nats-io/nats.go", "every process of a container begins as it"},
+		{"bulkhead/agent/cmd/bulkhead-init", "google.golang.org/protobuf", "every process of a container begins as it"},
+		{"bulkhead/agent/cmd/bulkhead-init", "github.com/hashicorp/go-hclog", "every process of a container begins as it"},
 	} {
 		out, err := exec.Command("go", "list", "-deps", "-tags", "netgo osusergo seccomp runc_nocriu", c.pkg).Output()
 		if err != nil {
