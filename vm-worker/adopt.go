@@ -104,7 +104,15 @@ func (c *container) resumeExec(rec *vmv1.Exec) {
 	c.execs[rec.Id] = x
 	c.mu.Unlock()
 	c.w.tasks.Go(func() { c.watchExec(x) })
-	c.w.tasks.Go(func() { c.reattach(relay, rec.Channel, rec.Relay.Socket) })
+	c.w.tasks.Go(func() {
+		// The worker that began the exec may have died while the relay was on its way.
+		if cgroup := c.hostCgroup(); cgroup != nil && !relay.ended() && !cgroup.Holds(relay.pid) {
+			if err := c.takeExecRelay(x); err != nil {
+				c.w.log.Error("relay of an exec is not in the cgroup of its container", "container", c.rec.Ref.Id, "exec", rec.Id, "error", err)
+			}
+		}
+		c.reattach(relay, rec.Channel, rec.Relay.Socket)
+	})
 }
 
 // Between two attempts to reach a relay that lives and does not answer: somebody

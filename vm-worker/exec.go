@@ -159,7 +159,7 @@ func (c *container) runExec(ctx context.Context, x *execProcess, req *vmv1.ExecR
 // takeExecRelay moves an exec's relay into the container's cgroup, if it has not ended already with its process.
 func (c *container) takeExecRelay(x *execProcess) error {
 	cgroup := c.hostCgroup()
-	if cgroup == nil {
+	if cgroup == nil || x.relay.ended() { // its pid may be another process's by now
 		return nil
 	}
 	if err := cgroup.Enter(x.relay.pid); err != nil && !x.relay.ended() {

@@ -283,6 +283,39 @@ func TestAnExecOutsideItsCgroupIsUndone(t *testing.T) {
 	h.expectNothing()
 }
 
+// A worker that dies while an exec's relay is on its way into the cgroup leaves it to the next.
+func TestAnExecOutsideItsCgroupIsTakenInByTheNextWorker(t *testing.T) {
+	h := newHost(t, fake.Options{})
+	h.run("c1", "sleep")
+	r := h.exec("c1", "e1", "cat")
+	root := "/sys/fs/cgroup/pids"
+	if _, err := os.Stat(root + h.cgroups + "/c1"); err != nil {
+		root = "/sys/fs/cgroup"
+	}
+	relay := strconv.Itoa(int(r.identity().Pid))
+	inside := func() bool {
+		members, err := os.ReadFile(root + h.cgroups + "/c1/cgroup.procs")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.Contains(strings.Fields(string(members)), relay)
+	}
+	if !inside() {
+		t.Fatal("the relay is not in the cgroup at all")
+	}
+	h.stop()
+	if err := os.WriteFile(root+"/cgroup.procs", []byte(relay), 0); err != nil {
+		t.Fatal(err)
+	}
+	h.serve()
+	eventually(t, "the relay is in the cgroup again", inside)
+	r.stdin.Close()
+	r.expectCode(42)
+	h.await("c1", "exec_exited")
+	h.delete("c1", true)
+	h.expectNothing()
+}
+
 func TestTheEndIsToldAsItWas(t *testing.T) {
 	for _, c := range []struct {
 		name   string
