@@ -60,9 +60,14 @@ func (w *Worker) adopt(ctx context.Context, st *stored) error {
 			log.Error("process of a lost VM not ended", "error", err)
 		}
 	}
-	if err := s.beginChannels(ctx); err != nil {
-		log.Error("a later worker may give channel numbers of this one again", "error", err)
+	var used []uint32
+	for _, rec := range st.containers {
+		used = append(used, rec.Channel)
+		for _, e := range rec.Execs {
+			used = append(used, e.Channel)
+		}
 	}
+	s.channelsAfter(ctx, used)
 	if vm == nil {
 		s.closing = true
 		if s.rec.EndReason == "" {

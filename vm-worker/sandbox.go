@@ -40,33 +40,33 @@ type sandbox struct {
 
 	sharing sync.Mutex // held while a share is plugged in
 
-	mu          sync.Mutex // guards all below
-	rec         *vmv1.Sandbox
-	vm          hypervisor.VM   // nil until started
-	life        context.Context // ends with the VM, and requests to its agent with it
-	ready       chan struct{}   // closed at the first "ready" of the VM's agent
-	trial       *trial          // nil: the VM's end is the sandbox's
-	kernel      string          // what the agent called its kernel
-	nextChannel uint32
-	members     map[string]*container // containers that need the VM, by key
-	closing     bool                  // nobody may join any more: the VM is being ended
-	removed     bool                  // records are no longer written
-	pooled      bool                  // no container has it yet
-	sessions    []time.Time           // when the guest's recent sessions, on both channels, began
+	mu       sync.Mutex // guards all below
+	rec      *vmv1.Sandbox
+	vm       hypervisor.VM   // nil until started
+	life     context.Context // ends with the VM, and requests to its agent with it
+	ready    chan struct{}   // closed at the first "ready" of the VM's agent
+	trial    *trial          // nil: the VM's end is the sandbox's
+	kernel   string          // what the agent called its kernel
+	channels channelNumbers
+	members  map[string]*container // containers that need the VM, by key
+	closing  bool                  // nobody may join any more: the VM is being ended
+	removed  bool                  // records are no longer written
+	pooled   bool                  // no container has it yet
+	sessions []time.Time           // when the guest's recent sessions, on both channels, began
 }
 
 func (w *Worker) newSandbox(rec *vmv1.Sandbox) *sandbox {
 	s := &sandbox{
 		w: w, id: rec.Id, rec: rec,
-		ready:       make(chan struct{}),
-		life:        context.Background(),
-		launched:    make(chan struct{}),
-		offered:     make(chan struct{}),
-		over:        make(chan struct{}),
-		sizing:      make(chan struct{}, 1),
-		members:     map[string]*container{},
-		nextChannel: firstChannel,
-		stopLinks:   func() {},
+		ready:     make(chan struct{}),
+		life:      context.Background(),
+		launched:  make(chan struct{}),
+		offered:   make(chan struct{}),
+		over:      make(chan struct{}),
+		sizing:    make(chan struct{}, 1),
+		members:   map[string]*container{},
+		channels:  channelNumbers{next: firstChannel},
+		stopLinks: func() {},
 	}
 	s.network = newNetwork(s)
 	s.router = router.New(router.Config{
@@ -74,34 +74,6 @@ func (w *Worker) newSandbox(rec *vmv1.Sandbox) *sandbox {
 		OnExit: s.processExited,
 	})
 	return s
-}
-
-// firstChannel is that of the container for which the VM was started.
-const firstChannel = 1
-
-// workersChannels is how many channel numbers are one worker's. The records tell only
-// which are in use: the guest may still have one whose process's end is recorded, as the
-// worker died before the guest was told that its exit is known.
-const workersChannels = 1 << 20
-
-// beginChannels goes past the channel numbers of the workers before this one.
-func (s *sandbox) beginChannels(ctx context.Context) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.nextChannel = s.rec.ChannelsFrom + workersChannels
-	s.rec.ChannelsFrom = s.nextChannel
-	if err := s.w.store.saveSandbox(ctx, s.rec); err != nil {
-		return fmt.Errorf("record that the sandbox %s has another worker: %w", s.id, err)
-	}
-	return nil
-}
-
-// channel returns a stdio channel number never used before in this VM.
-func (s *sandbox) channel() uint32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.nextChannel++
-	return s.nextChannel - 1
 }
 
 // record returns a copy of the sandbox's record.

@@ -582,7 +582,7 @@ type Sandbox struct {
 	Mergeable         bool                            `protobuf:"varint,51,opt,name=mergeable,proto3" json:"mergeable,omitempty"`                                                                    // the host may merge its memory with that of other VMs of its class (KSM)
 	MountLabels       []string                        `protobuf:"bytes,41,rep,name=mount_labels,json=mountLabels,proto3" json:"mount_labels,omitempty"`                                              // SELinux labels of the host's files in the guest, one for each share; empty: the policy's own
 	MemoryLimitBytes  uint64                          `protobuf:"varint,60,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`                            // what it gets when its containers need it
-	ChannelsFrom      uint32                          `protobuf:"varint,70,opt,name=channels_from,json=channelsFrom,proto3" json:"channels_from,omitempty"`                                          // the first number that its present worker gives to a process's streams
+	ChannelsFrom      uint32                          `protobuf:"varint,70,opt,name=channels_from,json=channelsFrom,proto3" json:"channels_from,omitempty"`                                          // numbers of processes' streams before it may have been given, and a block of them from it on
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
