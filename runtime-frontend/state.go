@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	vmv1 "bulkhead/proto/vm/v1"
 )
 
@@ -81,13 +83,20 @@ func newState(c *vmv1.Container) state {
 	return s
 }
 
-// alive says whether a relay still runs: the process of that pid started when
-// the relay did and is no zombie (proc(5), /proc/pid/stat).
+// alive says whether a relay still runs: the process of that pid started when the relay did
+// (proc(5), /proc/pid/stat) and has not ended with all its threads. Its state there is "zombie"
+// already when the first of them has; the worker, who goes by the pidfd too, would refuse then
+// to delete what we have called stopped.
 func alive(relay *vmv1.Relay) bool {
 	if relay.GetPid() <= 0 {
 		return false
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", relay.GetPid()))
+	fd, err := unix.PidfdOpen(int(relay.GetPid()), 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", relay.GetPid())) // of the process that the descriptor holds, or of none
 	if err != nil {
 		return false
 	}
@@ -98,6 +107,9 @@ func alive(relay *vmv1.Relay) bool {
 		return false
 	}
 	started, err := strconv.ParseUint(fields[19], 10, 64)
-	return err == nil && fields[0] != "Z" && fields[0] != "X" &&
-		(relay.GetStartTime() == 0 || started == relay.GetStartTime())
+	if err != nil || relay.GetStartTime() != 0 && started != relay.GetStartTime() {
+		return false
+	}
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	return err != nil || n == 0
 }
