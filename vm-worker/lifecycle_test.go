@@ -226,18 +226,33 @@ func TestAKilledExecRelayTakesItsProcess(t *testing.T) {
 	h.run("c1", "init")
 	r := h.exec("c1", "e1", "beside")
 	r.kill()
+	expectEnd(t, ended, "e1")
+	h.await("c1", "exec_exited")
+	h.expectStatus("c1", running)
+	h.delete("c1", true)
+	h.expectNothing()
+}
+
+// expectEnd waits until the process of an exec says that it ends.
+func expectEnd(t *testing.T, ended <-chan string, exec string) {
+	t.Helper()
 	select {
 	case id := <-ended:
-		if id != "e1" {
+		if id != exec {
 			t.Errorf("process %q ended", id)
 		}
 	case <-time.After(patience):
 		t.Fatal("the exec's process lives on")
 	}
-	h.await("c1", "exec_exited")
-	h.expectStatus("c1", running)
-	h.delete("c1", true)
-	h.expectNothing()
+}
+
+// processCgroup is where a container's processes on the host are, and the root above it.
+func (h *host) processCgroup(id string) (root, dir string) {
+	root = "/sys/fs/cgroup/pids"
+	if _, err := os.Stat(root + h.cgroups + "/" + id); err != nil {
+		root = "/sys/fs/cgroup"
+	}
+	return root, root + h.cgroups + "/" + id
 }
 
 // An exec whose relay cannot be moved into the container's cgroup has failed, also when its process runs by then.
@@ -249,11 +264,7 @@ func TestAnExecOutsideItsCgroupIsUndone(t *testing.T) {
 		return 0
 	}})
 	h.run("c1", "init")
-	root := "/sys/fs/cgroup/pids"
-	if _, err := os.Stat(root + h.cgroups + "/c1"); err != nil {
-		root = "/sys/fs/cgroup"
-	}
-	cgroup := root + h.cgroups + "/c1"
+	root, cgroup := h.processCgroup("c1")
 	members, err := os.ReadFile(cgroup + "/cgroup.procs")
 	if err != nil {
 		t.Fatal(err)
@@ -269,14 +280,7 @@ func TestAnExecOutsideItsCgroupIsUndone(t *testing.T) {
 	r := startRelay(t, h.bus.RunDir)
 	_, err = call[vmv1.ExecReply](t.Context(), h, "exec", execRequest("c1", "e1", r, "beside"))
 	refused(t, "an exec without a cgroup", err, bus.Internal, "into the cgroup")
-	select {
-	case id := <-ended:
-		if id != "e1" {
-			t.Errorf("process %q ended", id)
-		}
-	case <-time.After(patience):
-		t.Error("the exec's process lives on")
-	}
+	expectEnd(t, ended, "e1")
 	h.await("c1", "exec_exited")
 	h.expectStatus("c1", running)
 	h.delete("c1", true)
@@ -288,13 +292,10 @@ func TestAnExecOutsideItsCgroupIsTakenInByTheNextWorker(t *testing.T) {
 	h := newHost(t, fake.Options{})
 	h.run("c1", "sleep")
 	r := h.exec("c1", "e1", "cat")
-	root := "/sys/fs/cgroup/pids"
-	if _, err := os.Stat(root + h.cgroups + "/c1"); err != nil {
-		root = "/sys/fs/cgroup"
-	}
+	root, cgroup := h.processCgroup("c1")
 	relay := strconv.Itoa(int(r.identity().Pid))
 	inside := func() bool {
-		members, err := os.ReadFile(root + h.cgroups + "/c1/cgroup.procs")
+		members, err := os.ReadFile(cgroup + "/cgroup.procs")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -43,11 +43,7 @@ func TestLoopbackServicesAreTheGuests(t *testing.T) {
 		}
 	}
 	busyboxRootfs(t, vm, "asks")
-	build := exec.Command("go", "build", "-o", filepath.Join(vm.Share, "asks/rootfs/bin/loopprobe"), "./testdata/loopprobe")
-	build.Env = append(build.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	buildProbe(t, vm, "asks", "loopprobe")
 	ct := create(t, vm, "asks", sh("loopprobe hold"))
 	ct.start(t)
 	holding(t, ct.Relay)
@@ -85,6 +81,16 @@ again: answered by 127.0.0.11:53 <nil>
 	gone.start(t)
 	if exit(t, gone.Relay); strings.TrimSpace(gone.Output()) != "refused" {
 		t.Errorf("after the end of the offer: %q", gone.Output())
+	}
+}
+
+// buildProbe puts a program of testdata into a container's root file system.
+func buildProbe(t *testing.T, vm *vmtest.VM, container, program string) {
+	t.Helper()
+	build := exec.Command("go", "build", "-o", filepath.Join(vm.Share, container, "rootfs/bin", program), "./testdata/"+program)
+	build.Env = append(build.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
 }
 
