@@ -7,6 +7,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,17 @@ import (
 	"bulkhead/bus"
 	agentv1 "bulkhead/proto/agent/v1"
 )
+
+// heardOf waits until the agent knows an exec: by its name, as one that was given up may still be there.
+func heardOf(t *testing.T, vm *vmtest.VM, container, exec string) {
+	t.Helper()
+	is := func(p *agentv1.Process) bool { return p.GetExecId() == exec }
+	for end := time.Now().Add(30 * time.Second); !slices.ContainsFunc(infoOf(t, vm, container).GetProcesses(), is); {
+		if time.Now().After(end) {
+			t.Fatalf("the agent does not hear of exec %q", exec)
+		}
+	}
+}
 
 // frozenExec starts execs in a paused container: each waits for the resume or is answered in time, one that was given up
 // or killed never runs, and none of them stops the agent.
@@ -44,8 +56,7 @@ func frozenExec(t *testing.T, vm *vmtest.VM) {
 		})
 		answered <- err
 	}()
-	for len(infoOf(t, vm, "frozen").GetProcesses()) < 2 { // until the agent has heard of it
-	}
+	heardOf(t, vm, "frozen", "killed")
 	call[agentv1.SignalReply](t, vm, "signal", &agentv1.SignalRequest{Container: "frozen", ExecId: "killed", Signal: 9})
 	if err := <-answered; err == nil || !strings.Contains(err.Error(), "killed before it ran") {
 		t.Errorf("the killed exec was answered with: %v", err)
@@ -57,8 +68,7 @@ func frozenExec(t *testing.T, vm *vmtest.VM) {
 		})
 		answered <- err
 	}()
-	for len(infoOf(t, vm, "frozen").GetProcesses()) < 2 {
-	}
+	heardOf(t, vm, "frozen", "waiting")
 	call[agentv1.ResumeReply](t, vm, "resume", &agentv1.ResumeRequest{Container: "frozen"})
 	if err := <-answered; err != nil {
 		t.Errorf("the exec that waited for the resume: %v", err)
@@ -74,8 +84,7 @@ func frozenExec(t *testing.T, vm *vmtest.VM) {
 		})
 		answered <- err
 	}()
-	for len(infoOf(t, vm, "frozen").GetProcesses()) < 3 {
-	}
+	heardOf(t, vm, "frozen", "deleted")
 	ct.delete(t)
 	if err := <-answered; err == nil {
 		t.Error("an exec in a container that was deleted meanwhile succeeded")
