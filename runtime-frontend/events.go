@@ -175,10 +175,7 @@ func relayEnd(relay *vmv1.Relay) (ended <-chan struct{}, release func(), err err
 	gone, watched := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(watched)
-		err := raw.Read(func(fd uintptr) bool { // waits in Go's poller, which closing ends
-			n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-			return err == nil && n > 0
-		})
+		err := raw.Read(func(fd uintptr) bool { return pidfdEnded(int(fd)) }) // waits in Go's poller, which closing ends
 		if err == nil {
 			close(gone)
 		}

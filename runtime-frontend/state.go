@@ -110,6 +110,11 @@ func alive(relay *vmv1.Relay) bool {
 	if err != nil || relay.GetStartTime() != 0 && started != relay.GetStartTime() {
 		return false
 	}
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
-	return err != nil || n == 0
+	return !pidfdEnded(fd)
+}
+
+// pidfdEnded says whether the process of a pidfd has ended with all its threads, reaped or not.
+func pidfdEnded(pidfd int) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0)
+	return err == nil && n > 0
 }

@@ -106,7 +106,7 @@ func (c *container) resumeExec(rec *vmv1.Exec) {
 	c.w.tasks.Go(func() { c.watchExec(x) })
 	c.w.tasks.Go(func() {
 		// The worker that began the exec may have died while the relay was on its way.
-		if cgroup := c.hostCgroup(); cgroup != nil && !relay.ended() && !cgroup.Holds(relay.pid) {
+		if cgroup := c.hostCgroup(); cgroup != nil && !cgroup.Holds(relay.pid) {
 			if err := c.takeExecRelay(x); err != nil {
 				c.w.log.Error("relay of an exec is not in the cgroup of its container", "container", c.rec.Ref.Id, "exec", rec.Id, "error", err)
 			}

@@ -217,12 +217,7 @@ func TestExecActsOncePerRelay(t *testing.T) {
 
 // A killed exec relay takes its process in the guest with it, and only that.
 func TestAKilledExecRelayTakesItsProcess(t *testing.T) {
-	ended := make(chan string, 4)
-	h := newHost(t, fake.Options{Script: func(ctx context.Context, p fake.Process) int {
-		<-ctx.Done()
-		ended <- p.ExecID
-		return 0
-	}})
+	h, ended := newSleepers(t)
 	h.run("c1", "init")
 	r := h.exec("c1", "e1", "beside")
 	r.kill()
@@ -231,6 +226,16 @@ func TestAKilledExecRelayTakesItsProcess(t *testing.T) {
 	h.expectStatus("c1", running)
 	h.delete("c1", true)
 	h.expectNothing()
+}
+
+// newSleepers is a host whose processes live until they are killed, and then say which exec they are.
+func newSleepers(t *testing.T) (h *host, ended <-chan string) {
+	told := make(chan string, 4)
+	return newHost(t, fake.Options{Script: func(ctx context.Context, p fake.Process) int {
+		<-ctx.Done()
+		told <- p.ExecID
+		return 0
+	}}), told
 }
 
 // expectEnd waits until the process of an exec says that it ends.
@@ -257,12 +262,7 @@ func (h *host) processCgroup(id string) (root, dir string) {
 
 // An exec whose relay cannot be moved into the container's cgroup has failed, also when its process runs by then.
 func TestAnExecOutsideItsCgroupIsUndone(t *testing.T) {
-	ended := make(chan string, 4)
-	h := newHost(t, fake.Options{Script: func(ctx context.Context, p fake.Process) int {
-		<-ctx.Done()
-		ended <- p.ExecID
-		return 0
-	}})
+	h, ended := newSleepers(t)
 	h.run("c1", "init")
 	root, cgroup := h.processCgroup("c1")
 	members, err := os.ReadFile(cgroup + "/cgroup.procs")
