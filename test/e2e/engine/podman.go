@@ -86,6 +86,9 @@ func NewPodman(ctx context.Context, g *host.Ground, name string, r Runtime, setU
 			err = errors.Join(err, p.Stop())
 		}
 	}()
+	if err := shareMounts(p.data); err != nil {
+		return nil, err
+	}
 	if p.Net, err = host.NewNetns(); err != nil {
 		return nil, err
 	}
@@ -149,7 +152,7 @@ func (p *Podman) Podman(ctx context.Context, stdin io.Reader, args ...string) (h
 // of its storage.
 func (p *Podman) Stop() error {
 	if p.Net == nil {
-		return nil
+		return detach(p.data)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
@@ -158,12 +161,31 @@ func (p *Podman) Stop() error {
 		succeed(p.Podman(ctx, nil, "rm", "--all", "--force", "--time", "0")),
 	}
 	// The overlay driver binds its directory to itself and leaves that.
-	err := unix.Unmount(filepath.Join(p.storage(), "overlay"), unix.MNT_DETACH)
-	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		errs = append(errs, fmt.Errorf("unmount podman's storage: %w", err))
-	}
-	errs = append(errs, linksLeft(p.Net), p.Net.Close())
+	errs = append(errs, detach(filepath.Join(p.storage(), "overlay")), detach(p.data), linksLeft(p.Net), p.Net.Close())
 	return errors.Join(append(errs, removeCgroups(p.parent()+"/conmon"), removeCgroups(p.parent()))...)
+}
+
+// shareMounts makes a directory a shared mount, as all of a host is under systemd.
+// Podman counts on it: it runs a container with mappings of ids from a mount
+// namespace of its own, in which conmon's cleanup then unmounts /dev/shm. Where that
+// does not reach the host's namespace, "rm" finds its directory busy.
+func shareMounts(dir string) error {
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s to itself: %w", dir, err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+		return errors.Join(fmt.Errorf("share the mounts beneath %s: %w", dir, err), detach(dir))
+	}
+	return nil
+}
+
+// detach unmounts what is mounted at a path, if anything is.
+func detach(path string) error {
+	err := unix.Unmount(path, unix.MNT_DETACH)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	return nil
 }
 
 // RemovePodCgroup removes what podman leaves of a pod's cgroup: it removes it from the
