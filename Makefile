@@ -27,6 +27,9 @@ RUNSC      := $(TOOLS)/runsc-$(RUNSC_VERSION)/runsc
 # Every Go file and module file: a binary is rebuilt only when one of them changed.
 GOSRC      := go.mod go.sum $(shell find agent bus ksm-worker proto runtime-frontend services vm-worker -name '*.go' -o -name '*.example' 2>/dev/null)
 
+# How many failed tests are asked a second time, by themselves: AGAIN= for none (test/verdict says what it is for).
+AGAIN      ?= 3
+
 PRELOAD    := $(BIN)/bulkhead-qemu-special-files.so
 ZYGOTE     := $(BIN)/bulkhead-qemu-zygote.so
 HOSTBINS   := $(BIN)/bulkheadd $(BIN)/bulkhead $(BIN)/bulkhead-vm-worker $(BIN)/bulkhead-network $(BIN)/bulkhead-ksm-worker
@@ -123,11 +126,11 @@ lint: $(GOLANGCI) ## formatting, vet, golangci-lint, import directions, generate
 
 .PHONY: unit
 unit: build guest $(NATSCLI) ## unit and room tests (real bus, real QEMU where a room needs it)
-	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) run ./test/verdict -timeout 20m -tags 'netgo osusergo seccomp runc_nocriu' $$($(GO) list ./... | grep -v 'bulkhead/test/\(e2e\|lint\)')
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) run ./test/verdict $(addprefix -again ,$(AGAIN)) -- -timeout 20m -tags 'netgo osusergo seccomp runc_nocriu' -- $$($(GO) list ./... | grep -v 'bulkhead/test/\(e2e\|lint\)')
 
 .PHONY: e2e
 e2e: build guest $(NATSCLI) ## end-to-end tests: Docker, faults, the nats CLI, one service alone
-	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) run ./test/verdict -v -count=1 -timeout 40m ./test/e2e
+	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_NATS_CLI=$(NATSCLI) $(GO) run ./test/verdict -v $(addprefix -again ,$(AGAIN)) -- -count=1 -timeout 40m -- ./test/e2e
 
 .PHONY: conformance
 conformance: build guest $(BUILD)/conformance/probe $(CRICTL) ## the conformance suite, Bulkhead and runc side by side; UPDATE=1 writes docs/conformance.md

@@ -98,7 +98,7 @@ func (g *Ground) KeepLogs() error {
 			return err
 		}
 	}
-	fmt.Fprintln(os.Stderr, "the daemons' logs are kept in", dir)
+	fmt.Fprintln(os.Stderr, "note: the daemons' logs are kept in", dir)
 	return nil
 }
 
