@@ -7,8 +7,6 @@ import (
 	"context"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,19 +45,4 @@ func (g group) watch(ctx context.Context) (<-chan struct{}, error) {
 		}
 	}()
 	return met, nil
-}
-
-// keyed reads one value of a flat keyed file; 0 when there is none.
-func (g group) keyed(file, key string) uint64 {
-	text, err := os.ReadFile(filepath.Join(string(g), file))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(text)) {
-		if name, value, ok := strings.Cut(strings.TrimSpace(line), " "); ok && name == key {
-			n, _ := strconv.ParseUint(value, 10, 64)
-			return n
-		}
-	}
-	return 0
 }
