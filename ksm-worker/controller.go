@@ -4,6 +4,7 @@
 package ksmworker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -49,6 +50,7 @@ type controller struct {
 	budget   float64
 	policy   policy // nil: nothing to steer for
 	vms      map[string]vm
+	sorted   []vm      // list; nil: it has changed
 	vmPages  int64     // anonymous pages of the VMs
 	counted  time.Time // when these were
 	history  history
@@ -100,13 +102,16 @@ func newController(k kernel, p *proc, dir, mode string, budget int, log hclog.Lo
 func (c *controller) come(v vm) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, known := c.vms[v.sandbox]; !known {
+	was, known := c.vms[v.sandbox]
+	if !known {
 		c.told.started++
 		if c.policy != nil {
 			c.policy.started(c.now())
 		}
 	}
-	c.vms[v.sandbox] = v
+	if was != v { // a record is written for much else
+		c.vms[v.sandbox], c.sorted = v, nil
+	}
 	c.vmsChanged = true
 }
 
@@ -118,6 +123,7 @@ func (c *controller) gone(sandbox string) {
 		return
 	}
 	delete(c.vms, sandbox)
+	c.sorted = nil
 	c.vmsChanged = true
 	c.told.stopped++
 	if c.policy != nil {
@@ -338,13 +344,12 @@ func (c *controller) look() error {
 	return nil
 }
 
-// list is the VMs in the order of their names.
+// list is the VMs in the order of their names, to be read only: the next who asks gets the same.
 func (c *controller) list() []vm {
-	var all []vm
-	for _, name := range slices.Sorted(maps.Keys(c.vms)) {
-		all = append(all, c.vms[name])
+	if c.sorted == nil {
+		c.sorted = slices.SortedFunc(maps.Values(c.vms), func(a, b vm) int { return cmp.Compare(a.sandbox, b.sandbox) })
 	}
-	return all
+	return c.sorted
 }
 
 func (c *controller) phaseNow() string {

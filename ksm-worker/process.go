@@ -213,29 +213,25 @@ type vm struct {
 	start   uint64
 }
 
-// report says what merging does for VMs. Of what the host saves each has the part that it has of what is merged.
-func (p *proc) report(vms []vm, k *ksmv1.KernelState) []*ksmv1.VM {
+// report says what merging does for a VM; nil: it has ended. Of what the host saves it has the part that it has of what is merged.
+func (p *proc) report(v vm, k *ksmv1.KernelState) *ksmv1.VM {
+	if s, err := p.stat(v.pid); err != nil || s.start != v.start {
+		return nil
+	}
+	m, err := p.merging(v.pid)
+	if err != nil {
+		return nil
+	}
 	saving := 0.0
 	if all := k.PagesSharing + k.PagesShared; all > 0 {
 		saving = float64(k.PagesSharing) / float64(all)
 	}
-	var all []*ksmv1.VM
-	for _, v := range vms {
-		if s, err := p.stat(v.pid); err != nil || s.start != v.start {
-			continue // it has ended
-		}
-		m, err := p.merging(v.pid)
-		if err != nil {
-			continue
-		}
-		all = append(all, &ksmv1.VM{
-			Sandbox: v.sandbox, Pid: int32(v.pid),
-			MergedBytes: m.pages * pageSize,
-			SavedBytes:  int64(float64(m.pages)*saving)*pageSize + m.zero*pageSize,
-			ZeroBytes:   m.zero * pageSize, ProfitBytes: m.profit,
-		})
+	return &ksmv1.VM{
+		Sandbox: v.sandbox, Pid: int32(v.pid),
+		MergedBytes: m.pages * pageSize,
+		SavedBytes:  int64(float64(m.pages)*saving)*pageSize + m.zero*pageSize,
+		ZeroBytes:   m.zero * pageSize, ProfitBytes: m.profit,
 	}
-	return all
 }
 
 // anonymous is the pages of VMs that can be merged at most.

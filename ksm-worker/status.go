@@ -4,6 +4,7 @@
 package ksmworker
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -63,14 +64,23 @@ func (c *controller) status(base *busv1.ServiceStatus, after string) (*ksmv1.Sta
 		MergedBytes: (k.PagesSharing + k.PagesShared + k.KsmZeroPages) * pageSize, SavedBytes: (k.PagesSharing + k.KsmZeroPages) * pageSize,
 		KsmdCpuPercent: c.last.cpu, BudgetPercent: c.last.allowed, MemoryPressure: c.last.seen.pressure,
 	}
-	vms := slices.DeleteFunc(c.list(), func(v vm) bool { return v.sandbox <= after })
+	vms := c.list()
+	first, found := slices.BinarySearchFunc(vms, after, func(v vm, name string) int { return cmp.Compare(v.sandbox, name) })
+	if found {
+		first++
+	}
 	var part bus.Part
-	for _, v := range c.proc.report(vms, k) {
-		if !part.Holds(v) {
+	for _, v := range vms[first:] {
+		// Files are read of what this answer holds, not of all that is left: to tell of all would cost the square of their number.
+		told := c.proc.report(v, k)
+		if told == nil {
+			continue
+		}
+		if !part.Holds(told) {
 			s.Next = s.Vms[len(s.Vms)-1].Sandbox
 			break
 		}
-		s.Vms = append(s.Vms, v)
+		s.Vms = append(s.Vms, told)
 	}
 	return s, nil
 }
