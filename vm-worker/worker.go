@@ -26,6 +26,9 @@ import (
 	"bulkhead/vm-worker/share"
 )
 
+// FilesOfVM is how many files the worker holds open of each VM with one container (docs/performance.md).
+const FilesOfVM = 11
+
 // Deps is what the vm service needs to run.
 type Deps struct {
 	Conn    *bus.Conn

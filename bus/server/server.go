@@ -29,6 +29,9 @@ import (
 	"bulkhead/bus"
 )
 
+// FilesOfVM is how many files the server holds open of each VM: its guest's connection.
+const FilesOfVM = 1
+
 // GuestSocketName is the guests' unix socket below the run directory.
 const GuestSocketName = "guest.sock"
 

@@ -86,9 +86,6 @@ func run(name string, args []string, body func(context.Context, Env) error) int 
 	log := hclog.New(&hclog.LoggerOptions{
 		Name: name, Level: hclog.LevelFromString(cfg.Host.LogLevel), Output: os.Stderr,
 	})
-	if err := allowFiles(cfg.VM.MaxVMs); err != nil {
-		log.Warn("fewer VMs than are allowed find room", "error", err)
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := body(ctx, Env{Config: cfg, Log: log, Ready: notifyReady}); err != nil {

@@ -35,6 +35,15 @@ var components = map[string]component{
 	"ksm": runKSM,
 }
 
+// FilesOfVM is how many files the daemon holds open of each VM when it has these services.
+func FilesOfVM(services []string) int {
+	files := server.FilesOfVM
+	for _, name := range services {
+		files += map[string]int{"vm": vmworker.FilesOfVM, "net": network.FilesOfVM}[name]
+	}
+	return files
+}
+
 // confirmTime bounds the bus's confirmation of a service in its own process.
 const confirmTime = 5 * time.Second
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"slices"
@@ -522,6 +523,37 @@ func unitCapabilities(t *testing.T) string {
 		set.WriteString(",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_")))
 	}
 	return set.String()
+}
+
+func TestAVMTakesTheFilesThatTheLimitCountsOn(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	service, _ := r.alone("")
+	open := func() int { // the least of some looks: what is open for a moment only makes it more
+		least := math.MaxInt
+		for range 10 {
+			files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", service.Process.Pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			least = min(least, len(files))
+			time.Sleep(5 * time.Millisecond)
+		}
+		return least
+	}
+	attach := func(sandbox string) {
+		inside, _ := faultGround(t)
+		r.attach(sandbox, inside)
+	}
+	attach("first") // with what is opened once
+	before := open()
+	const more = 5
+	for i := range more {
+		attach(fmt.Sprint("further-", i))
+	}
+	if took := open() - before; took != more*FilesOfVM {
+		t.Errorf("%d VMs take %d open files, and the limit counts on %d of each", more, took, FilesOfVM)
+	}
 }
 
 func TestTheServiceAloneNeedsTwoCapabilities(t *testing.T) {

@@ -21,6 +21,10 @@ import (
 	"bulkhead/services/network/netspace"
 )
 
+// FilesOfVM is how many files the service holds open of each VM with one link: the namespace, the process it was found by and
+// two sockets in it, and of the link the program that guards it and its four maps.
+const FilesOfVM = 9
+
 // Deps is what the net service needs to run.
 type Deps struct {
 	Conn    *bus.Conn

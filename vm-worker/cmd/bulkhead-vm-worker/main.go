@@ -19,6 +19,7 @@ func main() {
 	jail.Main()       // returns unless this process is to become a jailed hypervisor
 	hostcgroup.Main() // returns unless this process is to be the victim of an OOM report
 	standalone.MainOnBus("bulkhead-vm-worker", func(ctx context.Context, conn *bus.Conn, env standalone.Env) error {
+		env.AllowFiles(vmworker.FilesOfVM)
 		driver, err := vmworker.NewDriver(env.Config.VM, env.Log)
 		if err != nil {
 			return err

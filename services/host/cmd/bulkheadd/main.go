@@ -5,6 +5,8 @@
 package main
 
 import (
+	"context"
+
 	"bulkhead/bus/standalone"
 	"bulkhead/services/host"
 	"bulkhead/vm-worker/hostcgroup"
@@ -14,5 +16,8 @@ import (
 func main() {
 	jail.Main()       // returns unless this process is to become a jailed hypervisor
 	hostcgroup.Main() // returns unless this process is to be the victim of an OOM report
-	standalone.Main("bulkheadd", host.Run)
+	standalone.Main("bulkheadd", func(ctx context.Context, env standalone.Env) error {
+		env.AllowFiles(host.FilesOfVM(env.Config.Host.Services))
+		return host.Run(ctx, env)
+	})
 }

@@ -15,6 +15,7 @@ import (
 
 func main() {
 	standalone.MainOnBus("bulkhead-network", func(ctx context.Context, conn *bus.Conn, env standalone.Env) error {
+		env.AllowFiles(network.FilesOfVM)
 		return network.Run(ctx, network.Deps{
 			Conn: conn, RunDir: env.Config.Host.RunDir, Config: env.Config.Network,
 			Log: env.Log, Version: version.Version, Serving: env.Ready,
