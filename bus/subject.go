@@ -52,13 +52,16 @@ const (
 	HeaderOperation   = "Bulkhead-Operation-Id"
 	HeaderDeadline    = "Bulkhead-Deadline"
 	HeaderTimeout     = "Bulkhead-Timeout-Ms"
+	// An agent's failure, by its code and as a sentence.
+	HeaderAgentErrorCode = "Bulkhead-Error-Code"
+	HeaderAgentError     = "Bulkhead-Error"
 )
 
 // A service reports a failure in the headers of the NATS micro protocol. A guest
 // may send no Nats-* header at all, so its agent has its own.
 var (
 	serviceErrorHeaders = errorHeaders{code: "Nats-Service-Error-Code", text: "Nats-Service-Error"}
-	agentErrorHeaders   = errorHeaders{code: "Bulkhead-Error-Code", text: "Bulkhead-Error"}
+	agentErrorHeaders   = errorHeaders{code: HeaderAgentErrorCode, text: HeaderAgentError}
 )
 
 type errorHeaders struct{ code, text string }

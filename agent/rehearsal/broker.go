@@ -151,7 +151,7 @@ func (b *broker) ask(ctx context.Context, method string, request, reply proto.Me
 	}
 	select {
 	case a := <-answered:
-		if text := a.header.Get("Bulkhead-Error"); text != "" {
+		if text := a.header.Get(bus.HeaderAgentError); text != "" {
 			return errors.New(method + ": " + text)
 		}
 		return proto.Unmarshal(a.body, reply)
