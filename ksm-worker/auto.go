@@ -5,6 +5,8 @@ package ksmworker
 
 import (
 	"time"
+
+	"bulkhead/bus/procstat"
 )
 
 // The phases of auto.
@@ -149,7 +151,7 @@ func (a *auto) measure(s seen) {
 	if s.cpuKnown && !a.base.cpuKnown {
 		a.base = s
 	}
-	if !s.cpuKnown || pages < 1000 || cpu < 5*tick {
+	if !s.cpuKnown || pages < 1000 || cpu < 5*procstat.Tick {
 		return
 	}
 	a.base = s

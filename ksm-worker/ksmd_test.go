@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"bulkhead/bus/procstat"
 )
 
 // The model of a host: a fake sysfs and /proc, and a ksmd that follows what is written there as the kernel's does
@@ -123,7 +125,7 @@ func (m *model) start(pid, pages int) *modelVM {
 }
 
 func statLine(name string, cpu time.Duration, start uint64) string {
-	return fmt.Sprintf("1 (%s) S 2 0 0 0 -1 0 0 0 0 0 0 %d 0 0 20 0 1 0 %d 0 0", name, cpu/tick, start)
+	return fmt.Sprintf("1 (%s) S 2 0 0 0 -1 0 0 0 0 0 0 %d 0 0 20 0 1 0 %d 0 0", name, cpu/procstat.Tick, start)
 }
 
 func (m *model) stop(v *modelVM) {

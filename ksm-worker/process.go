@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"bulkhead/bus/procstat"
 	ksmv1 "bulkhead/proto/ksm/v1"
 )
 
@@ -24,49 +25,17 @@ type proc struct {
 	ksmd int // pid of the kernel's thread; 0: not found yet, or not to be seen from this PID namespace
 }
 
-// tick is the unit of processor time in /proc/pid/stat: USER_HZ is 100 on every Linux.
-const tick = 10 * time.Millisecond
-
-// stat is what is used of /proc/<pid>/stat.
-type stat struct {
-	name  string
-	cpu   time.Duration
-	start uint64
-}
-
-func (p *proc) stat(pid int) (s stat, err error) {
-	raw, err := os.ReadFile(filepath.Join(p.dir, strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return s, err
-	}
-	text := string(raw)
-	open, shut := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
-	if open < 0 || shut < open {
-		return s, fmt.Errorf("/proc/%d/stat has no name", pid)
-	}
-	s.name = text[open+1 : shut]
-	fields := strings.Fields(text[shut+1:])
-	if len(fields) < 20 {
-		return s, fmt.Errorf("/proc/%d/stat is cut short", pid)
-	}
-	user, err1 := strconv.ParseInt(fields[11], 10, 64)
-	system, err2 := strconv.ParseInt(fields[12], 10, 64)
-	start, err3 := strconv.ParseUint(fields[19], 10, 64)
-	s.cpu, s.start = time.Duration(user+system)*tick, start
-	return s, errors.Join(err1, err2, err3)
-}
-
 // ksmdCPU is the processor time that the kernel's thread has used. ok is false where it cannot be seen.
 func (p *proc) ksmdCPU() (used time.Duration, ok bool) {
 	if p.ksmd == 0 {
 		p.ksmd = p.find("ksmd")
 	}
-	s, err := p.stat(p.ksmd)
-	if err != nil || s.name != "ksmd" {
+	s, err := procstat.Read(p.dir, p.ksmd)
+	if err != nil || s.Name != "ksmd" {
 		p.ksmd = -1 // kernel threads do not come and go
 		return 0, false
 	}
-	return s.cpu, true
+	return s.CPU, true
 }
 
 // find looks for a kernel thread: a child of kthreadd, whose pid is 2.
@@ -215,7 +184,7 @@ type vm struct {
 
 // report says what merging does for a VM; nil: it has ended. Of what the host saves it has the part that it has of what is merged.
 func (p *proc) report(v vm, k *ksmv1.KernelState) *ksmv1.VM {
-	if s, err := p.stat(v.pid); err != nil || s.start != v.start {
+	if s, err := procstat.Read(p.dir, v.pid); err != nil || s.Start != v.start {
 		return nil
 	}
 	m, err := p.merging(v.pid)

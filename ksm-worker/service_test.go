@@ -22,6 +22,7 @@ import (
 	"bulkhead/bus"
 	"bulkhead/bus/bustest"
 	"bulkhead/bus/config"
+	"bulkhead/bus/procstat"
 	ksmworker "bulkhead/ksm-worker"
 	busv1 "bulkhead/proto/bus/v1"
 	ksmv1 "bulkhead/proto/ksm/v1"
@@ -149,15 +150,11 @@ func start(t *testing.T, b *bustest.Bus, mode, sysfs string) *rig {
 // vm writes the record of a VM that is this process.
 func (r *rig) vm(id string, pid int, mergeable bool) {
 	r.t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	process, err := procstat.Read("/proc", pid)
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	var start uint64
-	if _, err := fmt.Sscan(strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))[19], &start); err != nil {
-		r.t.Fatal(err)
-	}
-	_, err = r.sandboxes.Put(r.t.Context(), id, &vmv1.Sandbox{Id: id, State: "running", Pid: int32(pid), PidStartTime: start, Mergeable: mergeable})
+	_, err = r.sandboxes.Put(r.t.Context(), id, &vmv1.Sandbox{Id: id, State: "running", Pid: int32(pid), PidStartTime: process.Start, Mergeable: mergeable})
 	if err != nil {
 		r.t.Fatal(err)
 	}

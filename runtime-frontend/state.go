@@ -7,13 +7,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/bus/procstat"
 	vmv1 "bulkhead/proto/vm/v1"
 )
 
@@ -96,18 +94,8 @@ func alive(relay *vmv1.Relay) bool {
 		return false
 	}
 	defer unix.Close(fd)
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", relay.GetPid())) // of the process that the descriptor holds, or of none
-	if err != nil {
-		return false
-	}
-	// The name in parentheses may hold anything; what follows the last one is fields 3 and on.
-	end := strings.LastIndexByte(string(text), ')')
-	fields := strings.Fields(string(text[end+1:]))
-	if len(fields) < 20 {
-		return false
-	}
-	started, err := strconv.ParseUint(fields[19], 10, 64)
-	if err != nil || relay.GetStartTime() != 0 && started != relay.GetStartTime() {
+	stat, err := procstat.Read("/proc", int(relay.GetPid())) // of the process that the descriptor holds, or of none
+	if err != nil || relay.GetStartTime() != 0 && stat.Start != relay.GetStartTime() {
 		return false
 	}
 	return !pidfdEnded(fd)

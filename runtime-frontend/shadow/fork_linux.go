@@ -4,8 +4,6 @@
 package shadow
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -14,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/bus/procstat"
 	"bulkhead/runtime-frontend/relay"
 )
 
@@ -93,7 +92,7 @@ func (ns *namespaces) join(spec Spec, setup *relay.Setup) (retErr error) {
 		}
 	}()
 	if spec.JoinStartTime != 0 {
-		if t, err := startTime(spec.JoinPID); err != nil || t != spec.JoinStartTime {
+		if stat, err := procstat.Read("/proc", spec.JoinPID); err != nil || stat.Start != spec.JoinStartTime {
 			return fmt.Errorf("joining the container process %d: it is gone", spec.JoinPID)
 		}
 	}
@@ -236,20 +235,6 @@ func socketPair() (ours, theirs *os.File, err error) {
 		return nil, nil, err
 	}
 	return os.NewFile(uintptr(fds[0]), "relay control"), os.NewFile(uintptr(fds[1]), "relay control"), nil
-}
-
-// startTime reads field 22 of /proc/<pid>/stat.
-func startTime(pid int) (uint64, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0, err
-	}
-	// The second field is a name in parentheses that may hold anything.
-	fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(fields) < 20 {
-		return 0, errors.New("short stat line")
-	}
-	return strconv.ParseUint(string(fields[19]), 10, 64)
 }
 
 func signalOf(state *os.ProcessState) syscall.Signal {

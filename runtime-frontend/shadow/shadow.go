@@ -5,8 +5,8 @@
 // container process into the namespaces the bundle names, with the standard
 // streams or a pty, as a child of the caller that survives it.
 //
-// The frontend uses it; it imports runtime-frontend/relay for what both sides
-// of the start must agree on. The invariant: until Commit, the death of the
+// The frontend uses it; it imports bus/procstat, and runtime-frontend/relay for what both
+// sides of the start must agree on. The invariant: until Commit, the death of the
 // caller, even by SIGKILL, ends the relay and removes its socket.
 package shadow
 
@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/bus/procstat"
 	"bulkhead/runtime-frontend/relay"
 )
 
@@ -141,9 +142,11 @@ func Start(ctx context.Context, spec Spec) (_ *Relay, retErr error) {
 	if err := r.converse(ctx, encoded, spec.BeforeRoot); err != nil {
 		return nil, fmt.Errorf("setting up the relay: %w", err)
 	}
-	if r.StartTime, err = startTime(r.PID); err != nil {
+	stat, err := procstat.Read("/proc", r.PID)
+	if err != nil {
 		return nil, fmt.Errorf("reading the relay's start time: %w", err)
 	}
+	r.StartTime = stat.Start
 	return r, nil
 }
 

@@ -6,7 +6,7 @@
 // driver shares: the choice of the accelerator and the record that lets a
 // restarted worker find its VMs again.
 //
-// It imports nothing of ours. The invariant to remember: a VM belongs to its
+// It imports bus/procstat. The invariant to remember: a VM belongs to its
 // directory, not to the process that started it. Once Start has let a VM run,
 // vm.json names its process, so whoever reads the directory can adopt or kill
 // it; before that, the death of the starter is the death of the VM.

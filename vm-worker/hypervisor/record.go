@@ -7,12 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"bulkhead/bus/procstat"
 )
 
 // RecordFile is the name of the record in a VM's directory.
@@ -96,24 +97,14 @@ func LoadRecord(dir string) (Record, error) {
 
 // FindProcess describes the running process pid.
 func FindProcess(pid int) (Process, error) {
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
+	stat, err := procstat.Read("/proc", pid)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || stat.State == "Z" || stat.State == "X" {
 		return Process{}, fmt.Errorf("process %d: %w", pid, ErrGone)
 	}
-	// The command name in parentheses may itself hold parentheses and blanks.
-	text := string(b)
-	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
-	if len(fields) < 20 {
-		return Process{}, fmt.Errorf("process %d: /proc/%d/stat is cut short", pid, pid)
-	}
-	start, err := strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {
-		return Process{}, fmt.Errorf("process %d: reading its start time: %w", pid, err)
+		return Process{}, fmt.Errorf("process %d: %w", pid, err)
 	}
-	if fields[0] == "Z" || fields[0] == "X" {
-		return Process{}, fmt.Errorf("process %d: %w", pid, ErrGone)
-	}
-	return Process{PID: pid, StartTime: start}, nil
+	return Process{PID: pid, StartTime: stat.Start}, nil
 }
 
 // Pidfd opens the process and is sure that it is this one: the start time is

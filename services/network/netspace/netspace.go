@@ -4,7 +4,7 @@
 // Package netspace is a network namespace that a process stands in: found by the
 // process, never the host's own, entered for single calls.
 //
-// It imports nothing of ours. The invariant to remember: no thread stays in a
+// It imports bus/procstat. The invariant to remember: no thread stays in a
 // foreign namespace; one that cannot come back ends.
 package netspace
 
@@ -14,12 +14,12 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"bulkhead/bus/procstat"
 )
 
 // Reasons why there is no namespace to work in.
@@ -196,20 +196,14 @@ func isHost(id ID) bool {
 	return unix.Stat("/proc/1/ns/net", &st) == nil && id == ID{Device: st.Dev, Inode: st.Ino}
 }
 
-// startTime is field 22 of /proc/<pid>/stat. The second field is in parentheses
-// and may hold anything, so counting begins after the last one.
+// startTime is when a process started (field 22 of /proc/<pid>/stat).
 func startTime(pid int32) (uint64, error) {
-	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	stat, err := procstat.Read("/proc", int(pid))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return 0, fmt.Errorf("process %d: %w", pid, ErrProcessGone)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("read the start of process %d: %w", pid, err)
 	}
-	text := string(raw)
-	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("read the start of process %d: its stat has %d fields", pid, len(fields)+2)
-	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	return stat.Start, nil
 }
