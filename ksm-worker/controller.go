@@ -91,10 +91,6 @@ func newController(k kernel, p *proc, dir, mode string, budget int, log hclog.Lo
 	}
 	var err error
 	c.governor, err = newGovernor(k, dir)
-	if errors.Is(err, errBusy) {
-		log.Warn("what an earlier service left of its settings is another daemon's to restore", "reason", err)
-		err = nil
-	}
 	return c, err
 }
 
@@ -138,8 +134,8 @@ func (c *controller) kick() (string, error) {
 	switch {
 	case c.mode == modeOff || c.mode == modeObserve:
 		return "", bus.Errorf(bus.FailedPrecondition, "mode %s steers nothing; set mode auto or throttle first", c.mode)
-	case c.governor.yielded() != "":
-		return "", bus.Errorf(bus.FailedPrecondition, "the settings were left alone: %s; set a mode to steer again", c.governor.yielded())
+	case c.governor.yielded != "":
+		return "", bus.Errorf(bus.FailedPrecondition, "the settings were left alone: %s; set a mode to steer again", c.governor.yielded)
 	case c.policy == nil:
 		return phaseIdle, nil
 	}
@@ -180,6 +176,9 @@ func (c *controller) step() time.Duration {
 	if c.ended {
 		return idleLook
 	}
+	if err := c.governor.adopt(); err != nil {
+		c.complain(err)
+	}
 	if c.mode == modeOff {
 		c.policy, c.last = nil, look{}
 		if err := c.restore(); err != nil {
@@ -203,13 +202,13 @@ func (c *controller) step() time.Duration {
 // steer does what mode, VMs and policy ask for.
 func (c *controller) steer() (time.Duration, error) {
 	wanted := (c.mode == modeAuto || c.mode == modeThrottle) && len(c.vms) > 0 && c.last.kernel.Available
-	if steers := c.mode == modeAuto || c.mode == modeThrottle; steers && len(c.vms) == 0 && c.governor.steering() {
+	if steers := c.mode == modeAuto || c.mode == modeThrottle; steers && len(c.vms) == 0 && c.governor.steering() && c.governor.yielded == "" {
 		if again, more, err := c.clear(); more {
 			return again, err
 		}
 	}
 	c.clearing = nil
-	if !wanted || c.governor.yielded() != "" {
+	if !wanted || c.governor.yielded != "" {
 		c.policy, c.last.allowed = nil, 0
 		return idleLook, c.restore()
 	}
@@ -354,7 +353,7 @@ func (c *controller) list() []vm {
 
 func (c *controller) phaseNow() string {
 	switch {
-	case c.governor.yielded() != "":
+	case c.governor.yielded != "":
 		return phaseYielded
 	case c.clearing != nil:
 		return phaseClearing

@@ -16,10 +16,12 @@ import (
 // governor is the one that writes the kernel's settings. It steers from take to release; in
 // between the kernel has settings of ours, and a file says what the host's own were.
 type governor struct {
-	kernel kernel
-	file   savedFile
-	saved  saved
-	lock   *os.File // held while steering: of several daemons on a host one steers
+	kernel  kernel
+	file    savedFile // the host's
+	mine    savedFile // the daemon's
+	saved   saved     // what the host's file says while steering
+	lock    *os.File  // held while steering: of several daemons on a host one steers
+	yielded string    // why the settings were left to somebody else; empty: they were not
 }
 
 var (
@@ -31,23 +33,49 @@ var (
 	errUnmerging = errors.New("the host unmerges (run is 2), which an administrator has asked for; write 0 to run to let pages be merged")
 )
 
-// newGovernor finds what an earlier service has left: settings that it did not come to restore.
+// newGovernor is one that does not steer yet, with dir for what is the daemon's own.
 func newGovernor(k kernel, dir string) (*governor, error) {
-	g := &governor{kernel: k, file: savedFile{dir: dir}}
-	s, err := g.file.load()
-	if err != nil || s == nil {
-		return g, err
+	g := &governor{kernel: k, file: hostFile(k), mine: daemonFile(dir)}
+	mine, err := g.mine.load()
+	if mine != nil {
+		g.yielded = mine.Yielded
 	}
-	g.saved = *s
-	if g.saved.Host == nil {
-		return g, nil // it had yielded
+	return g, err
+}
+
+// adopt finds what a daemon of this host has left, this one's predecessor or another: settings that it did not come to restore. They are
+// ours then. While another daemon steers they are that one's.
+func (g *governor) adopt() error {
+	if g.steering() {
+		return nil
 	}
-	if g.lock, err = lockKernel(k.dir); err != nil {
-		// Another daemon has begun to steer with what the last one left: that is what is the host's own for it.
-		g.saved = saved{}
-		return g, errors.Join(g.file.remove(), err)
+	if left, err := g.file.load(); left == nil || err != nil {
+		return err
 	}
-	return g, nil
+	lock, left, err := g.locked()
+	switch {
+	case errors.Is(err, errBusy):
+		return nil
+	case err != nil:
+		return err // and the file stays: nobody else knows the host's own
+	case left == nil:
+		return lock.Close()
+	}
+	g.lock, g.saved = lock, *left
+	return nil
+}
+
+// locked returns the lock, and what the last one that held it has left; nil: nothing.
+func (g *governor) locked() (*os.File, *saved, error) {
+	lock, err := lockKernel(g.kernel.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	left, err := g.file.load()
+	if err != nil {
+		return nil, nil, errors.Join(err, lock.Close())
+	}
+	return lock, left, nil
 }
 
 // lockKernel makes sure that one process steers. The lock ends with the process.
@@ -69,26 +97,27 @@ func lockKernel(dir string) (*os.File, error) {
 // steering says whether the settings are ours.
 func (g *governor) steering() bool { return g.saved.Host != nil }
 
-// yielded says why the settings were left to somebody else; empty: they were not.
-func (g *governor) yielded() string { return g.saved.Yielded }
-
 // forgive lets the governor steer again after it has yielded.
 func (g *governor) forgive() error {
-	if g.saved.Yielded == "" {
+	if g.yielded == "" {
 		return nil
 	}
-	g.saved.Yielded = ""
-	return g.file.remove()
+	g.yielded = ""
+	return g.mine.remove()
 }
 
-// take keeps the host's own settings. Nothing is written to the kernel yet.
+// take keeps the host's own settings, or takes over those that another has kept and left. Nothing is written to the kernel yet.
 func (g *governor) take() error {
 	if g.steering() {
 		return nil
 	}
-	lock, err := lockKernel(g.kernel.dir)
+	lock, left, err := g.locked()
 	if err != nil {
 		return err
+	}
+	if left != nil {
+		g.lock, g.saved = lock, *left
+		return nil
 	}
 	host, err := g.kernel.knobs()
 	if err == nil && host[knobRun] == "2" {
@@ -216,8 +245,9 @@ func (g *governor) yield(now knobs, why error) error {
 		}
 	}
 	err := g.writeAll(now, back)
-	g.saved = saved{Yielded: why.Error()}
-	return errors.Join(err, g.file.save(g.saved), g.unlock())
+	g.saved, g.yielded = saved{}, why.Error()
+	// In this order: one that dies in between has yielded, and gives back what is ours.
+	return errors.Join(err, g.mine.save(saved{Yielded: g.yielded}), g.file.remove(), g.unlock())
 }
 
 // release gives the host its own settings back, but for what somebody else has set

@@ -10,6 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
 )
 
 // hosts are hosts with settings of their own.
@@ -38,6 +42,30 @@ func fakeHost(t *testing.T, own knobs) (*model, *governor) {
 	return m, g
 }
 
+// successor is the governor of the next service in a governor's place.
+func successor(t *testing.T, g *governor) *governor {
+	t.Helper()
+	next, err := newGovernor(g.kernel, filepath.Dir(g.mine.path))
+	if err := errors.Join(err, next.adopt()); err != nil {
+		t.Fatal(err)
+	}
+	return next
+}
+
+// kept is what the files of a governor have; empty: they are not there.
+func kept(t *testing.T, g *governor) string {
+	t.Helper()
+	var all string
+	for _, f := range []savedFile{g.file, g.mine} {
+		text, err := os.ReadFile(f.path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		all += string(text)
+	}
+	return all
+}
+
 func mustKnobs(t *testing.T, dir string) knobs {
 	t.Helper()
 	k, err := kernel{dir}.knobs()
@@ -59,22 +87,26 @@ func TestTheHostsOwnSettingsComeBack(t *testing.T) {
 			"at the end": func(_ *testing.T, g *governor) *governor { return g },
 			"by the next after a death": func(t *testing.T, g *governor) *governor {
 				g.lock.Close() // as the kernel does for a process that was killed
-				next, err := newGovernor(g.kernel, g.file.dir)
-				if err != nil {
+				return successor(t, g)
+			},
+			"by the next that went on": func(t *testing.T, g *governor) *governor {
+				g.lock.Close()
+				next := successor(t, g)
+				if err := next.apply(fast); err != nil {
 					t.Fatal(err)
 				}
 				return next
 			},
-			"by the next that went on": func(t *testing.T, g *governor) *governor {
+			"by another daemon that takes over": func(t *testing.T, g *governor) *governor {
 				g.lock.Close()
-				next, err := newGovernor(g.kernel, g.file.dir)
-				if err == nil {
-					err = next.apply(fast)
-				}
-				if err != nil {
+				other, err := newGovernor(g.kernel, t.TempDir())
+				if err := errors.Join(err, other.take(), other.apply(slow)); err != nil {
 					t.Fatal(err)
 				}
-				return next
+				if late := successor(t, g); late.steering() {
+					t.Error("the successor steers as well")
+				}
+				return other
 			},
 		} {
 			for _, orders := range [][]knobs{{}, {fast}, {fast, slow}, {fast, slow, fast}, {slow}} {
@@ -105,8 +137,8 @@ func TestTheHostsOwnSettingsComeBack(t *testing.T) {
 				if !maps.Equal(before, after) {
 					t.Errorf("a host %s, %s, after %d orders:\n%v\nwere\n%v", name, how, len(orders), after, before)
 				}
-				if left, _ := os.ReadDir(g.file.dir); len(left) > 0 || g.steering() {
-					t.Errorf("a host %s: %v is left", name, left)
+				if left := kept(t, g); left != "" || g.steering() {
+					t.Errorf("a host %s, %s: %s is left", name, how, left)
 				}
 			}
 		}
@@ -138,10 +170,7 @@ func TestADeathBetweenTwoWritesIsNotTakenForSomebodyElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		g.lock.Close()
-		g, err := newGovernor(g.kernel, g.file.dir)
-		if err != nil {
-			t.Fatal(err)
-		}
+		g = successor(t, g)
 		if err := g.apply(fast); err != nil {
 			t.Errorf("after %d of the writes: %v", done, err)
 		}
@@ -178,11 +207,11 @@ func TestWhatSomebodyElseHasSetIsLeft(t *testing.T) {
 			t.Errorf("%s: the kernel has %v", c.name, now)
 		}
 		// It is remembered by the next service as well, until somebody asks for it again.
-		next, err := newGovernor(g.kernel, g.file.dir)
-		if err != nil || next.yielded() == "" || next.steering() {
-			t.Errorf("%s: the next service does not know: %v", c.name, err)
+		next := successor(t, g)
+		if next.yielded == "" || next.steering() {
+			t.Errorf("%s: the next service does not know", c.name)
 		}
-		if err := next.forgive(); err != nil || next.yielded() != "" {
+		if err := next.forgive(); err != nil || next.yielded != "" {
 			t.Errorf("%s: it is not forgiven: %v", c.name, err)
 		}
 	}
@@ -222,14 +251,60 @@ func TestOneOfAHostSteersAndNobodyWhereItIsForbidden(t *testing.T) {
 	}
 }
 
+// TestWhatAKilledDaemonLeftIsRestoredByAnyOther, soon, and by nobody while somebody steers or what is left cannot be had.
+func TestWhatAKilledDaemonLeftIsRestoredByAnyOther(t *testing.T) {
+	for _, mode := range []string{modeAuto, modeThrottle, modeObserve, modeOff} {
+		m, g := fakeHost(t, nil)
+		own := mustKnobs(t, m.sysfs)
+		if err := errors.Join(g.take(), g.apply(fast)); err != nil {
+			t.Fatal(err)
+		}
+		ours := mustKnobs(t, m.sysfs)
+		c, err := newController(g.kernel, &proc{dir: m.proc}, t.TempDir(), mode, 60, hclog.NewNullLogger())
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := m.at
+		c.now = func() time.Time { return at }
+		if c.step(); c.problem != "" || !maps.Equal(mustKnobs(t, m.sysfs), ours) {
+			t.Errorf("mode %s, while another steers: %q, the kernel has %v", mode, c.problem, mustKnobs(t, m.sysfs))
+		}
+		g.lock.Close() // it is killed
+
+		// Without a descriptor for the lock nothing is lost.
+		var limit unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		none := unix.Rlimit{Cur: 0, Max: limit.Max}
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+			t.Fatal(err)
+		}
+		c.step()
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(c.problem, "too many open files") || kept(t, g) == "" {
+			t.Errorf("mode %s, without descriptors: %q, kept is %q", mode, c.problem, kept(t, g))
+		}
+
+		for range 2 { // in the second a last pass has had its time
+			c.step()
+			at = at.Add(time.Hour)
+		}
+		if now := mustKnobs(t, m.sysfs); !maps.Equal(now, own) || kept(t, g) != "" {
+			t.Errorf("mode %s: the kernel has\n%v, had\n%v, kept is %q", mode, now, own, kept(t, g))
+		}
+	}
+}
+
 func TestSettingsOfAnEarlierBootAreForgotten(t *testing.T) {
 	t.Parallel()
 	m, g := fakeHost(t, nil)
-	if err := os.WriteFile(g.file.path(), []byte(`{"boot":"another","host":{"run":"1"},"ours":{"run":["0"]}}`), 0o600); err != nil {
-		t.Fatal(err)
+	for _, f := range []savedFile{g.file, g.mine} {
+		m.write(filepath.Dir(f.path), filepath.Base(f.path), `{"boot":"another","host":{"run":"1"},"ours":{"run":["0"]},"yielded":"why"}`)
 	}
-	g, err := newGovernor(kernel{m.sysfs}, g.file.dir)
-	if err != nil || g.steering() {
-		t.Errorf("they were taken for the host's: %v", err)
+	if g = successor(t, g); g.steering() || g.yielded != "" {
+		t.Error("they were taken for this one's")
 	}
 }

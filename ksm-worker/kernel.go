@@ -19,6 +19,9 @@ import (
 // (Documentation/admin-guide/mm/ksm.rst).
 type kernel struct{ dir string }
 
+// sysfsKSM is where the kernel shows it.
+const sysfsKSM = "/sys/kernel/mm/ksm"
+
 // The settings that are steered. Not every kernel has those of the advisor and of smart_scan.
 const (
 	knobRun        = "run"

@@ -13,19 +13,30 @@ import (
 	"path/filepath"
 )
 
-// saved is what must outlive the service while the kernel's settings are ours.
+// saved is what must outlive the service.
 type saved struct {
-	Boot    string              `json:"boot"`              // of the kernel whose settings these are
-	Host    knobs               `json:"host,omitempty"`    // the host's own; nil: nothing is ours
-	Ours    map[string][]string `json:"ours,omitempty"`    // what we wrote last, then what before that
-	Yielded string              `json:"yielded,omitempty"` // why they were left to somebody else
+	Boot string `json:"boot"` // of the kernel whose settings these are
+	// While settings of ours are in force, in the host's file:
+	Host knobs               `json:"host,omitempty"` // the host's own; nil: nothing is ours
+	Ours map[string][]string `json:"ours,omitempty"` // what we wrote last, then what before that
+	// In the daemon's file:
+	Yielded string `json:"yielded,omitempty"` // why they were left to somebody else
 }
 
-// savedFile is where it is kept: below the run directory, which a reboot empties as it
-// resets the kernel.
-type savedFile struct{ dir string }
+// savedFile is where it is kept: below /run, which a reboot empties as it resets the kernel.
+type savedFile struct{ path string }
 
-func (f savedFile) path() string { return filepath.Join(f.dir, "settings.json") }
+// hostFile is one for all daemons of a host, as the kernel is: whoever steers next must know what the last one found, and not take
+// that one's settings for the host's own. It belongs to who holds the lock.
+func hostFile(k kernel) savedFile {
+	if k.dir == sysfsKSM { // which holds no file of ours
+		return savedFile{"/run/bulkhead-ksm.json"}
+	}
+	return savedFile{k.dir + ".json"}
+}
+
+// daemonFile is the daemon's own, below its run directory.
+func daemonFile(dir string) savedFile { return savedFile{filepath.Join(dir, "yielded.json")} }
 
 // bootID tells the running kernel from those before.
 func bootID() (string, error) {
@@ -38,16 +49,16 @@ func bootID() (string, error) {
 
 // load returns nil where there is nothing, or only something of an earlier boot.
 func (f savedFile) load() (*saved, error) {
-	raw, err := os.ReadFile(f.path())
+	raw, err := os.ReadFile(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read the host's own ksm settings: %w", err)
+		return nil, fmt.Errorf("read what is kept of the ksm settings: %w", err)
 	}
 	s := &saved{}
 	if err := json.Unmarshal(raw, s); err != nil {
-		return nil, fmt.Errorf("the host's own ksm settings, kept in %s, cannot be read; restore them by hand and remove the file: %w", f.path(), err)
+		return nil, fmt.Errorf("what is kept of the ksm settings in %s cannot be read; restore the host's by hand and remove the file: %w", f.path, err)
 	}
 	boot, err := bootID()
 	if err != nil || s.Boot != boot {
@@ -64,17 +75,17 @@ func (f savedFile) save(s saved) error {
 	}
 	text, err := json.Marshal(s)
 	if err != nil {
-		return fmt.Errorf("encode the host's own ksm settings: %w", err)
+		return fmt.Errorf("encode the ksm settings: %w", err)
 	}
-	if err := os.MkdirAll(f.dir, 0o700); err != nil {
-		return fmt.Errorf("keep the host's own ksm settings: %w", err)
+	if err := os.MkdirAll(filepath.Dir(f.path), 0o700); err != nil {
+		return fmt.Errorf("keep the ksm settings: %w", err)
 	}
-	tmp := f.path() + ".tmp"
+	tmp := f.path + ".tmp"
 	if err := writeSynced(tmp, append(text, '\n')); err != nil {
-		return fmt.Errorf("keep the host's own ksm settings: %w", err)
+		return fmt.Errorf("keep the ksm settings: %w", err)
 	}
-	if err := os.Rename(tmp, f.path()); err != nil {
-		return fmt.Errorf("keep the host's own ksm settings: %w", err)
+	if err := os.Rename(tmp, f.path); err != nil {
+		return fmt.Errorf("keep the ksm settings: %w", err)
 	}
 	return nil
 }
@@ -89,8 +100,8 @@ func writeSynced(path string, text []byte) error {
 }
 
 func (f savedFile) remove() error {
-	if err := os.Remove(f.path()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("forget the host's own ksm settings: %w", err)
+	if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget the ksm settings: %w", err)
 	}
 	return nil
 }

@@ -26,8 +26,8 @@ func (c *controller) sentence() string {
 	}
 	saved := fmt.Sprintf("%d MiB are saved on this host", c.last.seen.merged*pageSize>>20)
 	switch {
-	case c.governor.yielded() != "":
-		return c.governor.yielded() + "; the kernel is left alone until a mode is set; " + saved
+	case c.governor.yielded != "":
+		return c.governor.yielded + "; the kernel is left alone until a mode is set; " + saved
 	case c.mode == modeObserve:
 		return "mode observe: nothing is steered; " + saved
 	case c.problem != "":
@@ -59,7 +59,7 @@ func (c *controller) status(base *busv1.ServiceStatus, after string) (*ksmv1.Sta
 	}
 	s := &ksmv1.Status{
 		Service: base.Service, Version: base.Version, Host: base.Host, Pid: base.Pid, Started: base.Started, Ready: base.Ready,
-		Detail: c.sentence(), Mode: c.mode, Phase: c.phaseNow(), Steering: c.governor.steering(), Yielded: c.governor.yielded(),
+		Detail: c.sentence(), Mode: c.mode, Phase: c.phaseNow(), Steering: c.governor.steering(), Yielded: c.governor.yielded,
 		Kernel: k, HostSettings: c.governor.saved.Host,
 		MergedBytes: (k.PagesSharing + k.PagesShared + k.KsmZeroPages) * pageSize, SavedBytes: (k.PagesSharing + k.KsmZeroPages) * pageSize,
 		KsmdCpuPercent: c.last.cpu, BudgetPercent: c.last.allowed, MemoryPressure: c.last.seen.pressure,

@@ -21,11 +21,12 @@ import (
 // Deps is what the ksm service needs to run.
 type Deps struct {
 	Conn    *bus.Conn
-	RunDir  string // of the host; the host's own settings are kept below it
+	RunDir  string // of the daemon; why it has yielded is kept below it
 	Config  config.KSM
 	Log     hclog.Logger
 	Version string
-	// Sysfs is where the kernel shows KSM; empty means /sys/kernel/mm/ksm.
+	// Sysfs is where the kernel shows KSM; empty means /sys/kernel/mm/ksm. The host's own settings are
+	// kept in a file beside another, for the kernel's in /run/bulkhead-ksm.json.
 	Sysfs string
 	// Proc is where it shows processes; empty means /proc.
 	Proc string
@@ -44,7 +45,7 @@ const (
 
 // Run serves until ctx ends. The host has its own settings when it returns.
 func Run(ctx context.Context, d Deps) (err error) {
-	k := kernel{dir: orElse(d.Sysfs, "/sys/kernel/mm/ksm")}
+	k := kernel{dir: orElse(d.Sysfs, sysfsKSM)}
 	c, err := newController(k, &proc{dir: orElse(d.Proc, "/proc")}, filepath.Join(d.RunDir, "ksm"), d.Config.Mode, d.Config.MaxCPUPercent, d.Log)
 	if err != nil {
 		return err
