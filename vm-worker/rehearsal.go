@@ -17,6 +17,7 @@ import (
 	"bulkhead/bus/link"
 	agentv1 "bulkhead/proto/agent/v1"
 	"bulkhead/vm-worker/hypervisor"
+	"bulkhead/vm-worker/share"
 )
 
 // errRehearsal says that the guest could not rehearse, or has not become again what it was. It is not to be kept.
@@ -25,10 +26,13 @@ var errRehearsal = errors.New("the guest did not rehearse")
 // Where the files of a rehearsal are, below the share and in the file system that is made for them.
 const (
 	rehearsalKey     = "rehearsal"
+	rehearsalRoot    = "rootfs"
 	rehearsalProg    = "/bin/cat"
 	rehearsalHosts   = "hosts"
 	rehearsalTimeout = time.Minute
 )
+
+var rehearsalParts = []string{rehearsalRoot, rehearsalHosts}
 
 // makeReady makes a guest ready to be continued from: it listens, and has done all that a first container makes it
 // do, so that no clone does anything for the first time. It is still nobody's.
@@ -47,27 +51,24 @@ func (w *Worker) makeReady(ctx context.Context, vm hypervisor.VM) error {
 func (w *Worker) rehearse(ctx context.Context, vm hypervisor.VM) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, rehearsalTimeout)
 	defer cancel()
-	files, err := rehearsalFiles()
+	parts, err := rehearsalFiles()
 	if err != nil {
 		return err
 	}
-	defer files.Close()
+	defer closeAll(parts)
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
 		defer cancel()
 		err = errors.Join(err, vm.DetachMounts(ctx, rehearsalKey))
 	}()
-	for _, m := range []struct {
-		what string
-		dir  bool
-	}{{"rootfs", true}, {rehearsalHosts, false}} {
-		if err := attachPart(ctx, vm, files, m.what, m.dir); err != nil {
+	for i, what := range rehearsalParts {
+		if err := vm.AttachMount(ctx, parts[i], rehearsalKey+"/"+what, what == rehearsalRoot, false); err != nil {
 			return err
 		}
 	}
 	rec, size := vm.Record(), sizeOf([]demand{{}}, w.cfg)
 	with := &agentv1.Rehearsal{
-		Rootfs: rehearsalKey + "/rootfs", Program: rehearsalProg, File: rehearsalKey + "/" + rehearsalHosts,
+		Rootfs: rehearsalKey + "/" + rehearsalRoot, Program: rehearsalProg, File: rehearsalKey + "/" + rehearsalHosts,
 		Configure: &agentv1.ConfigureRequest{
 			Hostname: rehearsalKey, UnixNanos: time.Now().UnixNano(), Vcpus: size.VCPUs,
 			Memory: &agentv1.Memory{
@@ -84,38 +85,33 @@ func (w *Worker) rehearse(ctx context.Context, vm hypervisor.VM) (err error) {
 	})
 }
 
-// attachPart shows one of the files to the guest.
-func attachPart(ctx context.Context, vm hypervisor.VM, files *os.File, what string, dir bool) error {
-	fd, err := unix.OpenTree(int(files.Fd()), what, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+// rehearsalFiles makes a root file system, in memory that nobody else sees and that goes with the descriptors, and a
+// file for engines' mounts: rehearsalParts, as detached mounts.
+func rehearsalFiles() (parts []*os.File, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("making the files of a rehearsal: %w", err)
+		}
+	}()
+	tree, err := detachedMemory()
 	if err != nil {
-		return fmt.Errorf("showing the guest the files of its rehearsal: open_tree %s: %w", what, err)
+		return nil, err
 	}
-	part := os.NewFile(uintptr(fd), what)
-	defer part.Close()
-	return vm.AttachMount(ctx, part, rehearsalKey+"/"+what, dir, false)
-}
-
-// rehearsalFiles makes a root file system, in memory that nobody else sees and that goes with the descriptor, and a file for engines' mounts.
-func rehearsalFiles() (*os.File, error) {
-	root, err := detachedMemory()
-	if err != nil {
-		return nil, fmt.Errorf("making the files of a rehearsal: %w", err)
-	}
-	at := fmt.Sprintf("/proc/self/fd/%d", root.Fd())
+	defer tree.Close()
+	at := fmt.Sprintf("/proc/self/fd/%d", tree.Fd())
 	for _, d := range []string{"bin", "proc", "sys", "dev", "etc", "tmp", "root"} {
-		err = errors.Join(err, os.MkdirAll(filepath.Join(at, "rootfs", d), 0o755))
+		err = errors.Join(err, os.MkdirAll(filepath.Join(at, rehearsalRoot, d), 0o755))
 	}
 	hosts := []byte("127.0.0.1\tlocalhost\n")
 	err = errors.Join(err,
-		os.WriteFile(filepath.Join(at, "rootfs", rehearsalProg), rehearsalProgram(), 0o755),
-		os.WriteFile(filepath.Join(at, "rootfs/etc/hosts"), hosts, 0o644),
+		os.WriteFile(filepath.Join(at, rehearsalRoot, rehearsalProg), rehearsalProgram(), 0o755),
+		os.WriteFile(filepath.Join(at, rehearsalRoot, "etc/hosts"), hosts, 0o644),
 		os.WriteFile(filepath.Join(at, rehearsalHosts), hosts, 0o644),
 	)
 	if err != nil {
-		root.Close()
-		return nil, fmt.Errorf("making the files of a rehearsal: %w", err)
+		return nil, err
 	}
-	return root, nil
+	return share.Parts(tree, rehearsalParts...)
 }
 
 // detachedMemory is a tmpfs that is mounted nowhere (fsopen(2), fsmount(2)).

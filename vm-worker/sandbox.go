@@ -313,8 +313,11 @@ func (s *sandbox) awaitReady(ctx context.Context, vm hypervisor.VM) error {
 		return fmt.Errorf("the VM ended before its agent was ready: %s", vm.ExitReason())
 	case <-ctx.Done():
 		// A daemon that ends while a guest boots must say that, not "timeout".
-		return fmt.Errorf("the agent was not ready in time: %w; last words of the guest's console: %s",
-			context.Cause(ctx), vm.ConsoleTail(consoleWords))
+		words := vm.ConsoleTail(consoleWords)
+		if words == "" {
+			words = "none"
+		}
+		return fmt.Errorf("the agent was not ready in time: %w; last words of the guest's console: %s", context.Cause(ctx), words)
 	}
 }
 

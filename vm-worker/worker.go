@@ -60,11 +60,7 @@ type Worker struct {
 	handover *share.Server
 	stock    *stock
 	pressure string // Deps.PressureFile
-
-	accelOnce   sync.Once
-	accel       hypervisor.Accelerator
-	accelReason string
-	accelErr    error
+	accel    hypervisor.Choice
 
 	stopHandover context.CancelFunc
 
@@ -139,6 +135,7 @@ func newWorker(ctx context.Context, d Deps) (*Worker, error) {
 		},
 		ops:        ops,
 		pressure:   cmp.Or(d.PressureFile, hostPressure),
+		accel:      hypervisor.Choice{Mode: hypervisor.Accelerator(d.Config.Accelerator)},
 		handover:   handover,
 		containers: map[string]*container{},
 		sandboxes:  map[string]*sandbox{},
@@ -249,13 +246,8 @@ func (w *Worker) runningLocked() int {
 	return running
 }
 
-// accelerator resolves the configured accelerator, once.
-func (w *Worker) accelerator() (hypervisor.Accelerator, string, error) {
-	w.accelOnce.Do(func() {
-		w.accel, w.accelReason, w.accelErr = hypervisor.ResolveAccelerator(hypervisor.Accelerator(w.cfg.Accelerator))
-	})
-	return w.accel, w.accelReason, w.accelErr
-}
+// accelerator is the configured one, resolved.
+func (w *Worker) accelerator() (hypervisor.Accelerator, string, error) { return w.accel.Get() }
 
 // event tells of a lifecycle step. The record is the truth, so an event that
 // cannot be told is logged and nothing more.

@@ -42,7 +42,7 @@ func TestAcceleratorIsChosenByWhatGuestsCanUse(t *testing.T) {
 		{"unset is auto", "", intel, true, accept, hypervisor.KVM, "vmx"},
 		{"software kvm", hypervisor.Auto, plain, true, accept, hypervisor.TCG, "would hang although /dev/kvm opens"},
 		{"flag of another name", hypervisor.Auto, "flags : svm_lock\n", false, accept, hypervisor.TCG, "neither vmx nor svm"},
-		{"no device", hypervisor.Auto, intel, false, accept, hypervisor.TCG, "there is no"},
+		{"no device", hypervisor.Auto, intel, false, accept, hypervisor.TCG, "there is no device at"},
 		{"no vm", hypervisor.Auto, intel, true, refuse, hypervisor.TCG, "refuses to make"},
 		{"caveat", hypervisor.Auto, plain, true, accept, hypervisor.TCG, "not a security boundary"},
 		{"asked for tcg", hypervisor.TCG, intel, true, accept, hypervisor.TCG, "asks for tcg"},
@@ -64,6 +64,38 @@ func TestAcceleratorIsChosenByWhatGuestsCanUse(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestKVMThatComesWhileTheHostStartsIsTaken(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	device := filepath.Join(dir, "kvm")
+	cpuinfo := filepath.Join(dir, "cpuinfo")
+	write := func(path, text string) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(cpuinfo, "flags : fpu svm\n")
+	asked := 0
+	choice := hypervisor.Choice{Mode: hypervisor.Auto, Host: hypervisor.Host{
+		CPUInfo: cpuinfo, KVM: device, CreateVM: func(*os.File) error { asked++; return nil },
+	}}
+	expect := func(when string, want hypervisor.Accelerator, times int) {
+		t.Helper()
+		got, says, err := choice.Get()
+		if got != want || err != nil || asked != times {
+			t.Errorf("%s: %q, %q, %v, and a VM was made %d times; want %q and %d", when, got, says, err, asked, want, times)
+		}
+	}
+	expect("without the device", hypervisor.TCG, 0)
+	write(device, "")
+	expect("with it", hypervisor.KVM, 1)
+	if err := os.Remove(device); err != nil {
+		t.Fatal(err)
+	}
+	expect("once settled", hypervisor.KVM, 1)
 }
 
 func TestRecordIsReadBackWhole(t *testing.T) {
