@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -67,7 +68,7 @@ type VM struct {
 	MaxVMs          int      `toml:"max_vms"`           // more are refused
 	MergeClass      string   `toml:"merge_class"`       // the one trust class whose VMs' memory the host may merge; empty: none
 	Templates       bool     `toml:"templates"`         // VMs continue from a guest that was booted once
-	Pool            int      `toml:"pool"`              // VMs that stand ready
+	Pool            int      `toml:"pool"`              // VMs that stand ready; without templates 0
 	SELinux         bool     `toml:"selinux"`           // SELinux labels of containers are applied in the guest, else refused
 }
 
@@ -161,13 +162,24 @@ func Load(path string) (*Config, error) {
 	return cfg, nil
 }
 
+// unnamed is no number that a file would hold: it tells what the file leaves out from what it says.
+const unnamed = math.MinInt
+
 // Parse reads the text of a file over the defaults and checks the values.
 func Parse(text []byte) (*Config, error) {
 	cfg := Default()
+	pool := cfg.VM.Pool
+	cfg.VM.Pool = unnamed
 	d := toml.NewDecoder(strings.NewReader(string(text)))
 	d.DisallowUnknownFields()
 	if err := d.Decode(cfg); err != nil {
 		return nil, explain(err)
+	}
+	if cfg.VM.Pool == unnamed {
+		cfg.VM.Pool = pool
+		if !cfg.VM.Templates {
+			cfg.VM.Pool = 0 // who turns templates off need not know what else depends on them
+		}
 	}
 	if err := cfg.Validate(); err != nil {
 		return nil, err

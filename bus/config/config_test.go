@@ -54,6 +54,24 @@ func TestLoad(t *testing.T) {
 	}
 }
 
+// TestTemplatesAreTurnedOffByOneLine: the pool, which needs them, follows unless the file itself asks for one.
+func TestTemplatesAreTurnedOffByOneLine(t *testing.T) {
+	for text, want := range map[string]int{
+		"":                                    Default().VM.Pool,
+		"[vm]\ntemplates = false\n":           0,
+		"[vm]\ntemplates = true\n":            Default().VM.Pool,
+		"[vm]\npool = 3\n":                    3,
+		"[vm]\ntemplates = false\npool = 0\n": 0,
+	} {
+		cfg, err := Parse([]byte(text))
+		if err != nil {
+			t.Errorf("%q is refused: %v", text, err)
+		} else if cfg.VM.Pool != want {
+			t.Errorf("%q gives a pool of %d, want %d", text, cfg.VM.Pool, want)
+		}
+	}
+}
+
 func TestWrongFilesAreRefusedInASentence(t *testing.T) {
 	for _, tc := range []struct {
 		name, text string
@@ -76,6 +94,8 @@ func TestWrongFilesAreRefusedInASentence(t *testing.T) {
 		{"service twice", "[host]\nservices = [\"vm\", \"vm\"]\n", []string{"twice"}},
 		{"hypervisor", "[vm]\nhypervisor = \"xen\"\n", []string{"xen", "qemu-q35"}},
 		{"memory", "[vm]\nmemory_mib = 3\n", []string{"memory_mib 3", "64"}},
+		{"pool without templates", "[vm]\ntemplates = false\npool = 1\n", []string{"[vm] pool 1", "templates = true"}},
+		{"pool", "[vm]\npool = -1\n", []string{"[vm] pool -1"}},
 		{"model", "[network]\nmodel = \"nat\"\n", []string{"[network] model", "nat", "macvtap"}},
 		{"queues", "[network]\nqueues = 0\n", []string{"[network] queues 0", "1 to 256"}},
 		{"two at once", "[vm]\nmemory_mib = 3\nvcpus = 0\n", []string{"memory_mib", "vcpus"}},

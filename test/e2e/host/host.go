@@ -86,7 +86,7 @@ func (h *Host) text(s Settings) string {
 	if s.Boot {
 		fmt.Fprintf(&b, "templates = false\n")
 	}
-	if s.Boot || s.NoPool {
+	if s.NoPool {
 		fmt.Fprintf(&b, "pool = 0\n")
 	}
 	// The kernel's merging is one for all daemons of a host, which run beside each other here.
