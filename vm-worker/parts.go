@@ -38,7 +38,7 @@ func (p *parts) add(file string) error {
 	}
 	for _, dir := range dirs {
 		if _, err := os.Stat(dir); err != nil {
-			continue // firmware that is in another directory
+			continue // what is there is in another one
 		}
 		raw, err := p.inotify.SyscallConn()
 		if err != nil {

@@ -34,7 +34,7 @@ func (p *preload) find(version [2]int, log hclog.Logger) string {
 		if version[0] > 9 || version[0] == 9 && version[1] >= 2 {
 			return
 		}
-		if p.found = findLibrary(p.path, Preload); p.found == "" {
+		if p.found = findLibrary(libraryPlaces(p.path, Preload)); p.found == "" {
 			log.Warn("containers cannot make FIFOs, sockets and device nodes on shared file systems: this QEMU needs a library that is not there",
 				"qemu_version", version, "looked_for", libraryPlaces(p.path, Preload))
 		}

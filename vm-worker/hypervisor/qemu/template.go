@@ -39,6 +39,9 @@ type origin struct {
 	ram    ram
 	memory *os.File
 	state  *os.File // of a clone: what is not memory, to be read from its beginning
+	// unchanged asks, when the jail has bound the files, whether they are still those that the template is made of: a
+	// guest that knows from its memory what a file system holds must not go on with another one.
+	unchanged func(context.Context) error
 
 	zygote  *zygote  // of the template, if it has one: not the origin's to close
 	control *os.File // of a zygote: where it gets its orders
@@ -136,14 +139,28 @@ func (d *Driver) cloned(ctx context.Context, s hypervisor.Spec) (origin, error) 
 	if !ok {
 		return origin{}, fmt.Errorf("template %s is not one of QEMU's", s.From.Key())
 	}
-	key, err := d.TemplateKey(ctx, s)
+	o, err := d.open(t, s)
 	if err != nil {
 		return origin{}, err
 	}
-	if key != t.key {
-		return origin{}, fmt.Errorf("what template %.12s was made of has changed: %w", t.key, hypervisor.ErrTemplateGone)
+	if err := o.unchanged(ctx); err != nil {
+		o.close()
+		return origin{}, err
 	}
-	return t.open()
+	return o, nil
+}
+
+// open is the origin of one that is started for s.
+func (d *Driver) open(t *template, s hypervisor.Spec) (origin, error) {
+	o, err := t.open()
+	o.unchanged = func(ctx context.Context) error {
+		key, err := d.TemplateKey(ctx, s)
+		if err == nil && key != t.key {
+			err = fmt.Errorf("what template %.12s was made of has changed: %w", t.key, hypervisor.ErrTemplateGone)
+		}
+		return err
+	}
+	return o, err
 }
 
 // MakeTemplate implements hypervisor.Templater.
@@ -230,6 +247,9 @@ func (v *vm) keep(ctx context.Context, t *template, ready func(context.Context, 
 
 // becomeClone gives a VM that waits for it the state of its template.
 func (v *vm) becomeClone(ctx context.Context, from origin) error {
+	if err := from.unchanged(ctx); err != nil {
+		return err
+	}
 	return v.migrate(ctx, "migrate-incoming", from.state)
 }
 

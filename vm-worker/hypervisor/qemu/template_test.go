@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -310,6 +311,77 @@ func TestATemplateOfOtherContentsIsNotUsed(t *testing.T) {
 	s.Dir, s.From = t.TempDir(), from
 	if _, err := d.Start(t.Context(), s); !errors.Is(err, hypervisor.ErrTemplateGone) {
 		t.Errorf("with a template that was given up the start says %v", err)
+	}
+}
+
+// TestACloneNeverRunsWithAnImageReplacedWhileItStarts: after its files were looked at, and before the jail has bound them.
+func TestACloneNeverRunsWithAnImageReplacedWhileItStarts(t *testing.T) {
+	t.Parallel()
+	d, s := New(Options{}), templateSpec(t)
+	from := makeTemplate(t, d, s)
+	s.From, s.Dir = from, filepath.Join(s.Dir, "c")
+	if err := os.Mkdir(s.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	pid := 0
+	s.Launched = func(rec hypervisor.Record) error { pid = rec.PID; return nil }
+	o, err := d.cloned(t.Context(), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	image, err := os.ReadFile(s.Image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image[len(image)-1]++
+	replaceFile(t, s.Image, image)
+	v, err := d.start(t.Context(), s, o)
+	if err == nil {
+		t.Errorf("it goes on with the memory of the former image, and answers %q", connect(t, v).ask("echo hello"))
+		killVM(t, v)
+	} else if !errors.Is(err, hypervisor.ErrTemplateGone) {
+		t.Errorf("the start says %v", err)
+	}
+	if _, err := hypervisor.FindProcess(pid); pid == 0 || !errors.Is(err, hypervisor.ErrGone) {
+		t.Errorf("process %d is left: %v", pid, err)
+	}
+}
+
+// TestAnotherZygoteLibraryMakesAnotherTemplate: it is what the jails of forked VMs are made by.
+func TestAnotherZygoteLibraryMakesAnotherTemplate(t *testing.T) {
+	t.Parallel()
+	s := templateSpec(t)
+	d := New(Options{Zygote: filepath.Join(t.TempDir(), Zygote)})
+	keys := map[string]string{}
+	for _, library := range []string{"", "one", "another"} {
+		if library != "" {
+			replaceFile(t, d.zygotes.path, []byte(library))
+		}
+		key, err := d.TemplateKey(t.Context(), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if other, same := keys[key]; same {
+			t.Errorf("with the library %q the key is that of %q", library, other)
+		}
+		keys[key] = library
+		files, err := d.TemplateFiles(t.Context(), s)
+		if err != nil || !slices.Contains(files, d.zygotes.path) {
+			t.Errorf("nobody is told when the library %q changes: %v, %v", library, files, err)
+		}
+	}
+	s.Accelerator = hypervisor.KVM // nothing is forked
+	if files, err := d.TemplateFiles(t.Context(), s); err != nil || slices.Contains(files, d.zygotes.path) {
+		t.Errorf("with KVM a template is made of %v, %v", files, err)
+	}
+}
+
+// replaceFile is how packages do it.
+func replaceFile(t *testing.T, path string, contents []byte) {
+	t.Helper()
+	if err := errors.Join(os.WriteFile(path+".new", contents, 0o600), os.Rename(path+".new", path)); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -48,7 +48,7 @@ func (d *Driver) TemplateKey(ctx context.Context, s hypervisor.Spec) (string, er
 	for _, file := range d.templateFiles(s, binary) {
 		digest, err := contents.digest(file)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // firmware that is in another directory
+			continue // firmware, or a library, that is in another directory
 		}
 		if err != nil {
 			return "", err
@@ -71,6 +71,9 @@ func (d *Driver) templateFiles(s hypervisor.Spec, binary string) []string {
 	files := []string{s.Kernel, s.Image, binary}
 	if library := d.preload.find(d.binary.release(), d.log); library != "" {
 		files = append(files, library)
+	}
+	if s.Accelerator == hypervisor.TCG {
+		files = append(files, d.zygotes.places()...) // it makes the jails of the VMs that are forked; one may come where none was
 	}
 	for _, dir := range firmwareDirs {
 		for _, name := range firmware {

@@ -61,7 +61,7 @@ func (e forkError) Unwrap() error { return e.err }
 
 // makeZygote starts a VM from the template, has its guest made ready once more, and stops it.
 func (d *Driver) makeZygote(ctx context.Context, s hypervisor.Spec, t *template, ready func(context.Context, hypervisor.VM) error) (_ *zygote, err error) {
-	from, err := t.open()
+	from, err := d.open(t, s)
 	if err != nil {
 		return nil, err
 	}

@@ -27,16 +27,19 @@ type zygoteLibrary struct {
 }
 
 // find returns the library's path, or nothing where there is none or it does not work.
-func (z zygoteLibrary) find() string {
+func (z zygoteLibrary) find() string { return findLibrary(z.places()) }
+
+// places are where it is looked for; none where it does not work.
+func (z zygoteLibrary) places() []string {
 	if runtime.GOARCH != "amd64" {
-		return ""
+		return nil
 	}
-	return findLibrary(z.path, Zygote)
+	return libraryPlaces(z.path, Zygote)
 }
 
-// findLibrary looks for a library at the given path, or else where it is installed.
-func findLibrary(path, name string) string {
-	for _, c := range libraryPlaces(path, name) {
+// findLibrary returns the first that is there.
+func findLibrary(places []string) string {
+	for _, c := range places {
 		if info, err := os.Stat(c); err == nil && info.Mode().IsRegular() {
 			return c
 		}
