@@ -240,7 +240,11 @@ func (s *sandbox) settleIn(ctx context.Context, p *plan, cg *hostcgroup.Cgroup) 
 	s.w.event(ctx, "sandbox", s.id, "starting", map[string]string{
 		"accelerator": rec.Accelerator, "reason": rec.AcceleratorReason, "origin": rec.Origin,
 	})
-	if err := cg.Enter(int(rec.Pid)); err != nil {
+	pool, err := s.w.stock.cgroups.get(making)
+	if err != nil {
+		return err
+	}
+	if err := cg.EnterMachine(int(rec.Pid), pool); err != nil {
 		err = fmt.Errorf("move a VM of the pool into the cgroup of its container: %w", err)
 		if processGone(s.machine()) {
 			return fault{err}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/hashicorp/go-hclog"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"bulkhead/vm-worker/hostcgroup"
@@ -90,7 +91,7 @@ func (s *stockCgroups) remove(ctx context.Context) {
 	defer s.mu.Unlock()
 	for name, c := range s.byName {
 		if err := s.removeOne(ctx, name, c); err != nil {
-			s.w.log.Warn("cgroup of the pool not removed", "name", name, "error", err)
+			s.log(err, "cgroup of the pool not removed", name)
 		}
 	}
 	s.byName = nil
@@ -108,9 +109,18 @@ func (s *stockCgroups) removeLeft(ctx context.Context) {
 			err = s.removeOne(ctx, name, left)
 		}
 		if err != nil {
-			s.w.log.Warn("cgroup of an earlier pool not removed", "name", name, "error", err)
+			s.log(err, "cgroup of an earlier pool not removed", name)
 		}
 	}
+}
+
+// log tells of what was not removed; threads of VMs that live end later, and the next worker comes by.
+func (s *stockCgroups) log(err error, what, name string) {
+	level := hclog.Warn
+	if errors.Is(err, hostcgroup.ErrKernelThreads) {
+		level = hclog.Debug
+	}
+	s.w.log.Log(level, what, "name", name, "error", err)
 }
 
 func (s *stockCgroups) removeOne(ctx context.Context, name string, c *hostcgroup.Cgroup) error {

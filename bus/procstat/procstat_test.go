@@ -20,7 +20,12 @@ import (
 
 func TestWhatAProcessCallsItselfDoesNotMoveTheFields(t *testing.T) {
 	const rest = " S 1 2 3 0 -1 4194560 5 6 7 8 150 50 9 10 20 0 3 0 4242 11 12\n"
-	for _, c := range []struct{ name, text, wrong string }{
+	kernel := strings.Replace(rest, "4194560", "2129984", 1)
+	for _, c := range []struct {
+		name, text, wrong string
+		kernel            bool
+	}{
+		{name: "kvm-nx-lpage-recovery-7", text: "7 (kvm-nx-lpage-recovery-7)" + kernel, kernel: true},
 		{name: "cat", text: "7 (cat)" + rest},
 		{name: "a b) Z 1 (c", text: "7 (a b) Z 1 (c)" + rest},
 		{name: "", text: "7 ()" + rest},
@@ -36,7 +41,7 @@ func TestWhatAProcessCallsItselfDoesNotMoveTheFields(t *testing.T) {
 			t.Fatal(err)
 		}
 		got, err := procstat.Read(proc, 7)
-		switch want := (procstat.Stat{Name: c.name, State: "S", CPU: 2 * time.Second, Start: 4242}); {
+		switch want := (procstat.Stat{Name: c.name, State: "S", Kernel: c.kernel, CPU: 2 * time.Second, Start: 4242}); {
 		case c.wrong == "" && (err != nil || got != want):
 			t.Errorf("%q is read as %+v, %v", c.text, got, err)
 		case c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong) || got != procstat.Stat{}):

@@ -131,7 +131,7 @@ func (c *Cgroup) Inherit(name string, pid int, stateFile string) (*Cgroup, error
 	if heir, err = heir.make(name, true, Options{PID: pid, StateFile: stateFile}); err != nil {
 		return nil, err
 	}
-	return heir, errors.Join(heir.Enter(pid), heir.ApplyQuota())
+	return heir, errors.Join(heir.EnterMachine(pid, c), heir.ApplyQuota())
 }
 
 // make makes the cgroup that its state describes.
@@ -351,7 +351,7 @@ func (c *Cgroup) Destroy(ctx context.Context) error {
 		return nil
 	}
 	if err := removeDirs(ctx, c.state.Made); err != nil {
-		return err
+		return c.why(err)
 	}
 	c.removeParents()
 	return nil
