@@ -4,14 +4,12 @@
 package ksmworker_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,6 +19,7 @@ import (
 
 	"bulkhead/bus"
 	"bulkhead/bus/bustest"
+	"bulkhead/bus/childtest"
 	"bulkhead/bus/config"
 	"bulkhead/bus/procstat"
 	ksmworker "bulkhead/ksm-worker"
@@ -71,29 +70,13 @@ func beMergeable(mib string) int {
 // helper starts a process with that much memory; its end is the test's.
 func helper(t *testing.T, mib int) (pid int) {
 	t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), fmt.Sprint(helperEnv, "=", mib))
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	child := childtest.Start(t, fmt.Sprint(helperEnv, "=", mib))
 	t.Cleanup(func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
+		if err := child.End(); err != nil {
 			t.Errorf("a helper: %v", err)
 		}
 	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		t.Fatalf("a helper says %q: %v", line, err)
-	}
-	return cmd.Process.Pid
+	return child.Process.Pid
 }
 
 // rig is a service on a bus.

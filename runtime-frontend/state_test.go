@@ -4,17 +4,16 @@
 package frontend
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"bulkhead/bus/childtest"
+	"bulkhead/bus/procstat"
 	vmv1 "bulkhead/proto/vm/v1"
 )
 
@@ -35,36 +34,14 @@ func init() { // on the first thread, as all of them
 }
 
 func TestARelayEndsWithTheLastOfItsThreads(t *testing.T) {
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), firstThreadEnds+"=1", "GOMAXPROCS=4")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	reaped := false
-	defer func() {
-		if !reaped {
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		}
-	}()
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "there\n" {
-		t.Fatalf("it says %q, %v", line, err)
-	}
-	pid := cmd.Process.Pid
+	child := childtest.Start(t, firstThreadEnds+"=1", "GOMAXPROCS=4")
+	pid := child.Process.Pid
 	for limit := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
-		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		stat, err := procstat.Read("/proc", pid)
 		if err != nil || time.Now().After(limit) {
-			t.Fatalf("its first thread does not end: %s, %v", text, err)
+			t.Fatalf("its first thread does not end: %+v, %v", stat, err)
 		}
-		if strings.Contains(string(text), ") Z ") {
+		if stat.State == "Z" {
 			break
 		}
 	}
@@ -72,15 +49,16 @@ func TestARelayEndsWithTheLastOfItsThreads(t *testing.T) {
 	if !alive(relay) {
 		t.Error("a relay of which threads live is called ended")
 	}
-	in.Close()
+	child.In.Close()
 	if err := waitExited(pid); err != nil {
 		t.Fatal(err)
 	}
 	if alive(relay) {
 		t.Error("a relay that nobody has reaped yet is called living")
 	}
-	_ = cmd.Wait()
-	reaped = true
+	if err := child.End(); err != nil {
+		t.Error(err)
+	}
 	if alive(relay) {
 		t.Error("a relay that has been reaped is called living")
 	}

@@ -4,7 +4,6 @@
 package vmworker_test
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,16 +11,15 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 
 	"bulkhead/bus"
+	"bulkhead/bus/childtest"
 	vmworker "bulkhead/vm-worker"
 	"bulkhead/vm-worker/hypervisor"
 	"bulkhead/vm-worker/hypervisor/fake"
@@ -70,32 +68,7 @@ func (h *host) serveChild(o fake.Options) (kill func()) {
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+string(setup))
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		h.t.Fatal(err)
-	}
-	kill = sync.OnceFunc(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		stdin.Close()
-	})
-	h.t.Cleanup(kill)
-	timer := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
-	defer timer.Stop()
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
-		h.t.Fatalf("the worker in a process of its own does not serve: %q, %v", line, err)
-	}
-	return kill
+	return childtest.Start(h.t, childEnv+"="+string(setup)).Kill
 }
 
 // serveMachines starts VMs for workers in other processes.

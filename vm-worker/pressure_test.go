@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -16,6 +15,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"bulkhead/bus/childtest"
 	vmv1 "bulkhead/proto/vm/v1"
 	"bulkhead/vm-worker/hostcgroup"
 )
@@ -29,6 +29,7 @@ const (
 
 // thrash reads a file that does not fit into the memory of its cgroup, page by page, until its input ends.
 func thrash(file string) int {
+	fmt.Println("there")
 	if _, err := os.Stdin.Read(make([]byte, 1)); err != nil { // it is in its cgroup now
 		return 1
 	}
@@ -93,26 +94,11 @@ func thrashing(t *testing.T) (pressure string, begin, end func()) {
 		t.Skip("this kernel does not tell how long the processes of a cgroup wait for memory (CONFIG_PSI, cgroup v2)")
 	}
 	file := filepath.Join(t.TempDir(), "data")
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), thrashEnv+"="+file)
-	cmd.Stderr = os.Stderr
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
+	child := childtest.Start(t, thrashEnv+"="+file)
+	if err := cgroup.Enter(child.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	end = func() {
-		stdin.Close()
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}
-	t.Cleanup(end)
-	if err := cgroup.Enter(cmd.Process.Pid); err != nil {
-		t.Fatal(err)
-	}
-	return pressure, func() { _, _ = stdin.Write([]byte("go")) }, end
+	return pressure, func() { _, _ = child.In.Write([]byte("go")) }, child.Kill
 }
 
 func exists(path string) bool {

@@ -17,6 +17,7 @@ import (
 
 	"bulkhead/bus"
 	"bulkhead/bus/bustest"
+	"bulkhead/bus/childtest"
 	"bulkhead/bus/server"
 	busv1 "bulkhead/proto/bus/v1"
 	vmv1 "bulkhead/proto/vm/v1"
@@ -44,15 +45,6 @@ func TestMain(m *testing.M) {
 		_, _ = io.Copy(io.Discard, os.Stdin) // until killed, or the parent's end
 	}
 	os.Exit(0)
-}
-
-// child runs the test binary in a role.
-func child(t *testing.T, role, dir string) *exec.Cmd {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), childEnv+"="+role+" "+dir)
-	cmd.Stderr = os.Stderr
-	return cmd
 }
 
 func TestPeersAreKnownByTheirCredentials(t *testing.T) {
@@ -92,8 +84,9 @@ func TestPeersAreKnownByTheirCredentials(t *testing.T) {
 		{0, "<nil>"},
 		{65534, "serves root only and this is uid 65534"},
 	} {
-		cmd := child(t, "dial", b.RunDir)
-		cmd.Path = binary
+		cmd := exec.CommandContext(t.Context(), binary)
+		cmd.Env = append(os.Environ(), childEnv+"=dial "+b.RunDir)
+		cmd.Stderr = os.Stderr
 		cmd.Dir = "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: tc.uid, Gid: tc.uid}}
 		out, err := cmd.Output()
@@ -111,22 +104,9 @@ func TestStateSurvivesTheDeathOfTheDaemon(t *testing.T) {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	run := filepath.Join(dir, "run")
 	for round := range 3 {
-		cmd := child(t, "serve", run)
-		in, err := cmd.StdinPipe() // open until the kill
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		ready := make([]byte, 256)
-		n, err := out.Read(ready)
-		if err != nil || string(ready[:n]) != "<nil>\n" {
-			t.Fatalf("the daemon said %q, %v", ready[:n], err)
+		daemon := childtest.Start(t, childEnv+"=serve "+run)
+		if daemon.Said != "<nil>" {
+			t.Fatalf("the daemon said %q", daemon.Said)
 		}
 		c, err := bus.Dial(t.Context(), run, "test")
 		if err != nil {
@@ -146,15 +126,11 @@ func TestStateSurvivesTheDeathOfTheDaemon(t *testing.T) {
 		}
 		if round == 0 {
 			_, err := server.Start(t.Context(), server.Options{Host: bustest.Host, RunDir: run})
-			if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("another daemon (pid %d) already serves %s", cmd.Process.Pid, run)) {
+			if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("another daemon (pid %d) already serves %s", daemon.Process.Pid, run)) {
 				t.Errorf("a second daemon: %v", err)
 			}
 		}
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		_ = cmd.Wait() // "signal: killed"
-		_ = in.Close()
+		daemon.Kill()
 		c.Close()
 	}
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/opencontainers/cgroups"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"bulkhead/bus/childtest"
 )
 
 func TestMain(m *testing.M) {
@@ -507,27 +509,11 @@ func sharing(t *testing.T, c *Cgroup) *os.Process {
 	if err := os.WriteFile(file, make([]byte, 128<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), "BULKHEAD_TEST_SHARER="+file)
-	in, err := cmd.StdinPipe()
-	if err != nil {
+	child := childtest.Start(t, "BULKHEAD_TEST_SHARER="+file)
+	if err := c.Enter(child.Process.Pid); err != nil {
 		t.Fatal(err)
 	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { in.Close(); _ = cmd.Process.Kill(); _ = cmd.Wait() })
-	if _, err := out.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Enter(cmd.Process.Pid); err != nil {
-		t.Fatal(err)
-	}
-	return cmd.Process
+	return child.Process
 }
 
 func sharer(file string) {
@@ -538,7 +524,7 @@ func sharer(file string) {
 	if err != nil {
 		os.Exit(1)
 	}
-	_, _ = os.Stdout.WriteString("m")
+	fmt.Println("mapped")
 	_, _ = os.Stdin.Read(make([]byte, 1))
 	os.Exit(0)
 }
