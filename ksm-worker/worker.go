@@ -57,12 +57,10 @@ func Run(ctx context.Context, d Deps) (err error) {
 		default:
 		}
 	}
-	events := make(chan *busv1.Event, pendingEvents)
+	events := make(news, pendingEvents)
 	c.tell = func(name string, attributes map[string]string) {
-		select {
-		case events <- &busv1.Event{Kind: "ksm", Event: name, Attributes: attributes}:
-		default: // a bus that is away loses the oldest news first, and has the log
-			d.Log.Warn("event not published", "event", name)
+		for _, lost := range events.add(&busv1.Event{Kind: "ksm", Event: name, Attributes: attributes}) {
+			d.Log.Warn("event not published", "event", lost.Event)
 		}
 	}
 	ended, told := make(chan struct{}), make(chan struct{})
@@ -152,7 +150,7 @@ func serve(ctx context.Context, d Deps, c *controller, wake func()) (*bus.Servic
 
 // publish tells the bus what happens until ended is closed, and then what is left
 // to tell, as far as it can within tellTime.
-func publish(ctx context.Context, d Deps, events <-chan *busv1.Event, ended <-chan struct{}) {
+func publish(ctx context.Context, d Deps, events news, ended <-chan struct{}) {
 	tell := func(ctx context.Context, ev *busv1.Event) {
 		ctx, cancel := context.WithTimeout(ctx, tellTime)
 		defer cancel()
