@@ -4,9 +4,8 @@
 package ksmworker
 
 import (
+	"maps"
 	"time"
-
-	"bulkhead/bus/procstat"
 )
 
 // The phases of auto.
@@ -30,47 +29,46 @@ const (
 	sweepPasses = 3
 	// wholePass is the one that has begun after the start.
 	wholePass = 2
-	// enough is the part of all pages that a pass must newly merge to be worth the next.
+	// enough is the part of the pages that can be merged at all which a pass must newly merge to be worth the next.
 	enough = 0.005
 	// The time of a settled pass, at first and at most. Under memory pressure the most is the first.
-	firstPass   = 30 * time.Second
+	firstPass = 30 * time.Second
+	// Where merging costs more than it saves, it is the most at once.
 	longestPass = 10 * time.Minute
 	// calmBudget is the part of the configured budget that is used while memory is plenty.
 	calmBudget = 0.35
-	// settledBudget bounds ksmd once settled, in percent of a core.
+	// settledBudget bounds ksmd once settled, in percent of a core, where the configured budget is more.
 	settledBudget = 3.0
-	// firstCost is what a look at a page is taken to cost until it has been measured.
-	firstCost = 2 * time.Microsecond
 	// sweepSleep and settledSleep are sleep_millisecs: short, so that a batch is short and ksmd is no long
 	// neighbour on a processor; settled, few wake-ups count for more.
-	sweepSleep   = 20
-	settledSleep = 200
+	sweepSleep   = 20 * time.Millisecond
+	settledSleep = 200 * time.Millisecond
 )
 
 // auto is the closed loop. It sweeps as long as passes gain, at the rate that costs what may be spent,
-// by what a page has been seen to cost; then it lets passes become rare, and rarer, and comes back when one gains or a VM starts.
+// by what a page has been seen to cost; then it lets passes become rare, and rarer, and comes back when one gains or a VM starts. The host's
+// own settings, with which others on it count, are in force wherever they merge faster.
 type auto struct {
 	budget float64 // most that ksmd may use of a core, in percent
-	host   knobs   // the host's own settings: it is never merged slower than by them
 
 	now        string
 	firstStart time.Time // of the row of starts that is being waited for
 	lastStart  time.Time
 	passes     int64 // whole and part passes since the sweep began
 
-	base     seen     // from which the cost of a page is counted
 	lastPass struct { // at the last end of a full scan
 		scans  int64
 		merged int64
+		profit int64
 		at     time.Time
 	}
-	cost   time.Duration // of a look at a page
+	losing bool          // the kernel's notes of pages cost more memory than merging saves, and a pass has not changed that
 	rate   float64       // pages per second that are asked for while sweeping
 	period time.Duration // of a settled pass
 }
 
-func newAuto(budget float64, host knobs, now time.Time) *auto {
-	a := &auto{budget: budget, host: host, cost: firstCost}
+func newAuto(budget float64, now time.Time) *auto {
+	a := &auto{budget: budget}
 	a.started(now)
 	return a
 }
@@ -98,7 +96,6 @@ func (a *auto) stopped(now time.Time) {
 }
 
 func (a *auto) look(s seen) order {
-	a.measure(s)
 	switch a.now {
 	case phaseResting:
 		rested := s.at.Sub(a.lastStart) >= calm || s.at.Sub(a.firstStart) >= impatience || s.pressure >= 1
@@ -109,19 +106,26 @@ func (a *auto) look(s seen) order {
 	case phaseSweeping:
 		a.endOfPass(s, func(gain int64) {
 			a.passes++
-			if a.passes >= sweepPasses && float64(gain) < enough*float64(a.pages(s)) {
+			switch {
+			case a.passes < sweepPasses:
+			case a.losing:
+				a.now, a.period = phaseSettled, longestPass
+			case float64(gain) < enough*a.calmPages(s):
 				a.now, a.period = phaseSettled, firstPass
 			}
 		})
 	case phaseSettled:
 		a.endOfPass(s, func(gain int64) {
-			if float64(gain) >= 2*enough*float64(a.pages(s)) {
+			switch {
+			case a.losing:
+				a.period = longestPass
+			case float64(gain) >= 2*enough*a.calmPages(s):
 				a.sweep(s)
-				return
+			default:
+				a.period = min(2*a.period, longestPass)
 			}
-			a.period = min(2*a.period, longestPass)
 		})
-		if s.pressure >= 1 {
+		if s.pressure >= 1 && !a.losing {
 			a.period = firstPass
 		}
 	}
@@ -130,7 +134,12 @@ func (a *auto) look(s seen) order {
 
 func (a *auto) sweep(s seen) {
 	a.now, a.passes = phaseSweeping, 0
-	a.lastPass.scans, a.lastPass.merged, a.lastPass.at = s.fullScans, s.merged, s.at
+	a.passEnded(s)
+}
+
+// passEnded keeps what the next end of a pass is compared with.
+func (a *auto) passEnded(s seen) {
+	a.lastPass.scans, a.lastPass.merged, a.lastPass.profit, a.lastPass.at = s.fullScans, s.merged, s.profit, s.at
 }
 
 // endOfPass calls with what the passes that have ended since the last look gained.
@@ -141,22 +150,9 @@ func (a *auto) endOfPass(s seen, ended func(gain int64)) {
 	}
 	gain := s.merged - a.lastPass.merged
 	a.passes += n - 1
-	a.lastPass.scans, a.lastPass.merged, a.lastPass.at = s.fullScans, s.merged, s.at
+	a.losing = s.profit < 0 && a.lastPass.profit < 0
+	a.passEnded(s)
 	ended(gain / n)
-}
-
-// measure learns what a page costs, from differences that are large enough to tell.
-func (a *auto) measure(s seen) {
-	pages, cpu := s.scanned-a.base.scanned, s.cpu-a.base.cpu
-	if s.cpuKnown && !a.base.cpuKnown {
-		a.base = s
-	}
-	if !s.cpuKnown || pages < 1000 || cpu < 5*procstat.Tick {
-		return
-	}
-	a.base = s
-	a.cost += (cpu/time.Duration(pages) - a.cost) / 4
-	a.cost = max(a.cost, 100*time.Nanosecond)
 }
 
 // pages is how many there are to look at. After a whole pass the kernel knows them. What VMs have of no file is more, and many times as
@@ -167,6 +163,9 @@ func (a *auto) pages(s seen) int64 {
 	}
 	return max(s.tracked, s.vmPages, 1)
 }
+
+// calmPages are those that a pass can merge: the kernel counts apart which change too fast, or are passed over as they never merged.
+func (a *auto) calmPages(s seen) float64 { return float64(max(a.pages(s)-s.volatile, 1)) }
 
 // allowed is the share of a core that may be used now, in percent.
 func (a *auto) allowed(s seen) float64 {
@@ -183,17 +182,12 @@ func (a *auto) order(s seen, o order) order {
 		return a.settled(s, o, longestPass)
 	case phaseSweeping:
 		o.budget = a.allowed(s)
-		affordable := o.budget / 100 / a.cost.Seconds()
-		a.rate = min(affordable, float64(a.pages(s))/fastestPass.Seconds())
-		// ksmd scans, then sleeps: the time of the batch comes on top.
-		batch := a.rate * (sweepSleep / 1000.0)
-		if busy := a.rate * a.cost.Seconds(); busy < 0.95 {
-			batch /= 1 - busy
-		} else {
-			batch *= 20
+		a.rate = min(s.affordable(o.budget), float64(a.pages(s))/fastestPass.Seconds())
+		if s.hostRate(a.pages(s)) >= a.rate {
+			return a.hostSweep(s, o)
 		}
 		o.settings = knobs{
-			knobPages: number(step(batch)), knobSleep: number(sweepSleep), knobAdvisor: advisorNone, knobRun: "1",
+			knobPages: number(step(s.batch(a.rate, sweepSleep))), knobSleep: number(sweepSleep.Milliseconds()), knobAdvisor: advisorNone, knobRun: "1",
 			// At first everything is looked at: what found no like so far may have one in the new VM. Then what never does is passed over.
 			knobSmartScan: smart(a.passes >= sweepPasses),
 		}
@@ -211,29 +205,30 @@ func smart(on bool) string {
 	return "0"
 }
 
-// settled asks for a pass in that time, by the kernel's advisor where it has one: it follows what there is to scan without us.
-func (a *auto) settled(s seen, o order, period time.Duration) order {
-	o.budget = settledBudget
-	rate := min(float64(a.pages(s))/period.Seconds(), settledBudget/100/a.cost.Seconds())
-	batch := step(rate * (settledSleep / 1000.0))
-	if a.hostIsFaster(rate) {
-		return order{again: o.again}
-	}
-	o.settings = knobs{
-		knobPages: number(batch), knobSleep: number(settledSleep), knobSmartScan: "1", knobRun: "1",
-		knobAdvisor: advisorScanTime, knobAdvisorFor: number(int64(period / time.Second)), knobAdvisorCPU: number(int64(settledBudget)),
-		knobAdvisorMin: number(batch), knobAdvisorMax: number(8 * batch),
+// hostSweep leaves the pace to the host, whose own is the faster. Only that nothing is passed over at first is asked for.
+func (a *auto) hostSweep(s seen, o order) order {
+	o.budget = 0 // it is the host's
+	if a.passes < sweepPasses {
+		o.settings = maps.Clone(s.host)
+		o.settings[knobSmartScan] = smart(false)
 	}
 	return o
 }
 
-// hostIsFaster says whether the host's own settings, with which others on it count, merge faster than this.
-func (a *auto) hostIsFaster(rate float64) bool {
-	if a.host[knobRun] != "1" {
-		return false
+// settled asks for a pass in that time, by the kernel's advisor where it has one: it follows what there is to scan without us.
+func (a *auto) settled(s seen, o order, period time.Duration) order {
+	o.budget = min(settledBudget, a.budget)
+	rate := min(float64(a.pages(s))/period.Seconds(), s.affordable(o.budget))
+	if s.hostRate(a.pages(s)) >= rate {
+		return order{again: o.again}
 	}
-	pages, sleep := parse(a.host[knobPages]), parse(a.host[knobSleep])
-	return pages/max(sleep, 1)*1000 >= rate
+	batch := step(rate * settledSleep.Seconds())
+	o.settings = knobs{
+		knobPages: number(batch), knobSleep: number(settledSleep.Milliseconds()), knobSmartScan: "1", knobRun: "1",
+		knobAdvisor: advisorScanTime, knobAdvisorFor: number(int64(period / time.Second)), knobAdvisorCPU: number(int64(o.budget)),
+		knobAdvisorMin: number(batch), knobAdvisorMax: number(8 * batch),
+	}
+	return o
 }
 
 // step rounds to two digits, so that the settings do not change with every breath.

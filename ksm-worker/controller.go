@@ -54,6 +54,7 @@ type controller struct {
 	vmPages  int64     // anonymous pages of the VMs
 	counted  time.Time // when these were
 	history  history
+	meter    meter
 	last     look
 	problem  string // why it does not do what it should; said once
 	phase    string // as last told
@@ -86,7 +87,7 @@ const idleLook = time.Minute
 
 func newController(k kernel, p *proc, dir, mode string, budget int, log hclog.Logger) (*controller, error) {
 	c := &controller{
-		kernel: k, proc: p, log: log, mode: mode, budget: float64(budget),
+		kernel: k, proc: p, log: log, mode: mode, budget: float64(budget), meter: meter{cost: firstCost},
 		tell: func(string, map[string]string) {}, now: time.Now, vms: map[string]vm{},
 	}
 	var err error
@@ -179,15 +180,10 @@ func (c *controller) step() time.Duration {
 	if err := c.governor.adopt(); err != nil {
 		c.complain(err)
 	}
-	if c.mode == modeOff {
-		c.policy, c.last = nil, look{}
-		if err := c.restore(); err != nil {
-			c.complain(err)
-		}
-		c.note()
-		return idleLook
-	}
 	if err := c.look(); err != nil {
+		if !c.steers() {
+			err = errors.Join(err, c.restore())
+		}
 		c.complain(err)
 		return idleLook
 	}
@@ -199,23 +195,26 @@ func (c *controller) step() time.Duration {
 	return again
 }
 
+// steers says whether the mode does.
+func (c *controller) steers() bool { return c.mode == modeAuto || c.mode == modeThrottle }
+
 // steer does what mode, VMs and policy ask for.
 func (c *controller) steer() (time.Duration, error) {
-	wanted := (c.mode == modeAuto || c.mode == modeThrottle) && len(c.vms) > 0 && c.last.kernel.Available
-	if steers := c.mode == modeAuto || c.mode == modeThrottle; steers && len(c.vms) == 0 && c.governor.steering() && c.governor.yielded == "" {
-		if again, more, err := c.clear(); more {
-			return again, err
+	var failed error
+	if c.steers() && len(c.vms) == 0 && c.governor.steering() && c.governor.yielded == "" {
+		more, err := c.clear()
+		if more {
+			return shortestLook, nil
 		}
+		failed = err
 	}
 	c.clearing = nil
-	if !wanted || c.governor.yielded != "" {
+	if !c.steers() || len(c.vms) == 0 || !c.last.kernel.Available || c.governor.yielded != "" {
 		c.policy, c.last.allowed = nil, 0
-		return idleLook, c.restore()
+		return idleLook, errors.Join(failed, c.restore())
 	}
 	if c.policy == nil {
-		if err := c.begin(); err != nil {
-			return idleLook, err
-		}
+		c.begin()
 	}
 	o := c.policy.look(c.last.seen)
 	c.last.allowed = o.budget
@@ -228,55 +227,61 @@ func (c *controller) steer() (time.Duration, error) {
 		}
 		c.tell("steering", map[string]string{"mode": c.mode, "vms": fmt.Sprint(len(c.vms))})
 	}
-	err := c.governor.apply(o.settings)
+	err := c.apply(o.settings)
 	if errors.Is(err, errForeign) {
-		c.policy = nil
-		c.tell("yielded", map[string]string{"reason": err.Error()})
 		return idleLook, err
-	}
-	if err == nil {
-		c.problem = ""
 	}
 	return o.again, err
 }
 
+// apply has the governor do it. Where somebody else has changed the settings, steering ends with that, and it is told.
+func (c *controller) apply(settings knobs) error {
+	err := c.governor.apply(settings)
+	switch {
+	case errors.Is(err, errForeign):
+		c.policy, c.last.allowed = nil, 0
+		c.tell("yielded", map[string]string{"reason": err.Error()})
+	case err == nil:
+		c.problem = ""
+	}
+	return err
+}
+
 // clear lets ksmd go once more over what it knows after the last VM: it forgets the pages of a process that has ended when it next
-// comes by, and keeps the notes of them in memory until then.
-func (c *controller) clear() (again time.Duration, more bool, err error) {
+// comes by, and keeps the notes of them in memory until then. more is false when that is done, or cannot be.
+func (c *controller) clear() (more bool, err error) {
 	now := c.last.seen
 	if c.clearing == nil {
 		c.policy, c.clearing = nil, &now
 	}
-	if now.fullScans > c.clearing.fullScans || now.tracked == 0 || now.at.Sub(c.clearing.at) >= clearTime {
-		return 0, false, nil
+	rate := now.affordable(c.budget)
+	bound := time.Duration(float64(c.clearing.tracked) / rate * 2 * float64(time.Second))
+	bound = min(max(bound, clearTime), longestClear)
+	if now.fullScans > c.clearing.fullScans || now.tracked == 0 || now.at.Sub(c.clearing.at) >= bound || now.hostRate(now.tracked) >= rate {
+		return false, nil
 	}
-	err = c.governor.apply(clearing)
-	return shortestLook, err == nil, err
+	c.last.allowed = c.budget
+	err = c.apply(knobs{
+		knobPages: number(step(now.batch(rate, sweepSleep))), knobSleep: number(sweepSleep.Milliseconds()), knobAdvisor: advisorNone, knobRun: "1",
+	})
+	return err == nil, err
 }
 
-// clearing is a pass as fast as one may be for a moment.
-var clearing = knobs{knobRun: "1", knobPages: "20000", knobSleep: "10", knobAdvisor: advisorNone}
-
-// clearTime bounds it.
-const clearTime = 10 * time.Second
+// clearTime is what that pass has at least, longestClear what it has at most where the budget is small.
+const (
+	clearTime    = 10 * time.Second
+	longestClear = time.Minute
+)
 
 // begin makes the policy of the mode.
-func (c *controller) begin() error {
-	host, err := c.kernel.knobs()
-	if err != nil {
-		return err
-	}
-	if c.governor.steering() { // an earlier service's settings are in the kernel
-		host = c.governor.saved.Host
-	}
+func (c *controller) begin() {
 	if c.mode == modeThrottle {
 		t := newThrottle()
 		t.started(c.now())
 		c.policy = t
-		return nil
+		return
 	}
-	c.policy = newAuto(c.budget, host, c.now())
-	return nil
+	c.policy = newAuto(c.budget, c.now())
 }
 
 // restore gives the host its own settings, if they are not.
@@ -316,7 +321,15 @@ func (c *controller) look() error {
 		pressure: m.pressure(), anonPages: m.anonPages, vms: len(c.vms),
 	}
 	s.cpu, s.cpuKnown = c.proc.ksmdCPU()
-	if since := s.at.Sub(c.counted); c.vmsChanged && since >= time.Duration(len(c.vms))*countVM || since > countEvery {
+	c.meter.measure(s)
+	s.cost = c.meter.cost
+	if s.host = c.governor.saved.Host; s.host == nil && c.steers() {
+		if s.host, err = c.kernel.knobs(); err != nil {
+			return err
+		}
+	}
+	// Of each VM a file is read for that, which only auto needs.
+	if since := s.at.Sub(c.counted); c.mode == modeAuto && (c.vmsChanged && since >= time.Duration(len(c.vms))*countVM || since > countEvery) {
 		c.vmPages, c.counted, c.vmsChanged = c.proc.anonymous(c.list()), s.at, false
 	}
 	s.vmPages = c.vmPages

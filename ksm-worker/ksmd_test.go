@@ -33,6 +33,8 @@ type modelPage struct {
 	changed  time.Time
 	checksum uint64
 	stable   bool // merged: it has joined a stable page
+	unshared bool // noted as one that did not change, and has no like so far
+	known    bool // ksmd has been there, and keeps a note of it
 	seen     bool
 	age      int
 	skips    int
@@ -243,9 +245,11 @@ func (m *model) endPass() {
 }
 
 func (m *model) visit(p *modelPage) time.Duration {
+	p.known = true
 	if p.stable {
 		return modelCost / 4
 	}
+	p.unshared = false // also when it is passed over
 	if m.knobs[knobSmartScan] == "1" {
 		p.age++
 		if p.age > 3 {
@@ -267,11 +271,11 @@ func (m *model) visit(p *modelPage) time.Duration {
 		return modelCost
 	}
 	if other := m.unstable[p.content]; other != nil && other != p && other.content == p.content {
-		p.stable, other.stable = true, true
+		p.stable, other.stable, other.unshared = true, true, false
 		m.stable[p.content] = 2
 		delete(m.unstable, p.content)
 	} else {
-		m.unstable[p.content] = p
+		m.unstable[p.content], p.unshared = p, true
 	}
 	return modelCost
 }
@@ -311,19 +315,31 @@ func (m *model) load() {
 	}
 }
 
-// show writes the counters.
+// noteSize is what a note of a page takes: sizeof(struct ksm_rmap_item).
+const noteSize = 64
+
+// show writes the counters, as the kernel computes them: a page that is volatile is any that it has a note of and that
+// is neither merged nor waits for its like; profit is what merging saves less the notes (Documentation/admin-guide/mm/ksm.rst).
 func (m *model) show() {
 	users := int64(0)
 	for _, n := range m.stable {
 		users += int64(n)
 	}
-	all := int64(0)
+	notes, unshared := int64(0), int64(0)
 	for _, v := range m.vms {
-		all += int64(len(v.pages))
+		for i := range v.pages {
+			if v.pages[i].known {
+				notes++
+			}
+			if v.pages[i].unshared {
+				unshared++
+			}
+		}
 	}
+	sharing := users - int64(len(m.stable))
 	for name, value := range map[string]int64{
-		"pages_shared": int64(len(m.stable)), "pages_sharing": users - int64(len(m.stable)), "pages_unshared": all - users, "pages_volatile": 0,
-		"pages_skipped": m.skipped, "pages_scanned": m.scanned, "full_scans": m.scans, "ksm_zero_pages": 0, "general_profit": 0,
+		"pages_shared": int64(len(m.stable)), "pages_sharing": sharing, "pages_unshared": unshared, "pages_volatile": notes - users - unshared,
+		"pages_skipped": m.skipped, "pages_scanned": m.scanned, "full_scans": m.scans, "ksm_zero_pages": 0, "general_profit": sharing*pageSize - notes*noteSize,
 	} {
 		m.write(m.sysfs, name, number(value))
 	}

@@ -14,13 +14,15 @@ type seen struct {
 
 	merged    int64 // pages that merging saves: pages_sharing and pages of zeros
 	tracked   int64 // pages that the kernel knows as mergeable
-	volatile  int64 // pages that change too fast
+	volatile  int64 // pages that change too fast, or that smart_scan passes over
 	fullScans int64
 	scanned   int64 // pages, since boot
-	profit    int64 // bytes
+	profit    int64 // bytes that merging saves, less the kernel's notes of pages; 0 on kernels that do not say
 
 	cpu      time.Duration // of ksmd, since boot
 	cpuKnown bool
+	cost     time.Duration // of a look at a page, as measured
+	host     knobs         // the host's own settings
 
 	pressure  float64
 	anonPages int64 // of the host

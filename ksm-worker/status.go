@@ -17,8 +17,6 @@ import (
 func (c *controller) sentence() string {
 	k := c.last.kernel
 	switch {
-	case c.mode == modeOff:
-		return "mode off: nothing is looked at or steered"
 	case k == nil:
 		return "the host has not been looked at yet"
 	case !k.Available:
@@ -28,8 +26,8 @@ func (c *controller) sentence() string {
 	switch {
 	case c.governor.yielded != "":
 		return c.governor.yielded + "; the kernel is left alone until a mode is set; " + saved
-	case c.mode == modeObserve:
-		return "mode observe: nothing is steered; " + saved
+	case !c.steers():
+		return fmt.Sprintf("mode %s: nothing is steered; %s", c.mode, saved)
 	case c.problem != "":
 		return c.problem + "; " + saved
 	case c.clearing != nil:
