@@ -136,6 +136,10 @@ e2e: build guest $(NATSCLI) ## end-to-end tests: Docker, faults, the nats CLI, o
 conformance: build guest $(BUILD)/conformance/probe $(CRICTL) ## the conformance suite, Bulkhead and runc side by side; UPDATE=1 writes docs/conformance.md
 	@BULKHEAD_BUILD=$(abspath $(BUILD)) BULKHEAD_CRICTL=$(CRICTL) $(GO) run ./test/conformance/cmd/conformance -out $(BUILD)/conformance.json -page docs/conformance.md $(if $(UPDATE),-update)
 
+.PHONY: debian
+debian: build guest $(NATSCLI) ## on a Debian 12 host as users have one, in a VM: systemd, cgroup v2, KVM (a quarter of an hour; needs debootstrap)
+	@BULKHEAD_NATS_CLI=$(NATSCLI) test/debian/run $(BUILD)
+
 $(BUILD)/conformance/probe: $(shell find test/conformance/probe test/conformance/cmd/conformance-probe -name '*.go')
 	@mkdir -p $(@D) && CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./test/conformance/cmd/conformance-probe
 
