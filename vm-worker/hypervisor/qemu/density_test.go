@@ -119,9 +119,10 @@ func TestOnePageCacheHoldsTheImageOfAllVMs(t *testing.T) {
 	}
 }
 
+// TestWhatTheGuestFreesGoesBackToTheHost in half a minute, which issue 5 asks for: so a time is asserted here.
 func TestWhatTheGuestFreesGoesBackToTheHost(t *testing.T) {
 	t.Parallel()
-	const mib, peak = 1 << 20, 512
+	const mib, peak, back = 1 << 20, 512, 30 * time.Second
 	s := newSpec(t)
 	s.Max.MemoryBytes = s.MemoryBytes + 640*mib
 	v := startVM(t, s)
@@ -144,8 +145,8 @@ func TestWhatTheGuestFreesGoesBackToTheHost(t *testing.T) {
 		if now <= peak/10 {
 			break
 		}
-		if time.Since(freed) > time.Minute {
-			t.Fatalf("a minute after the guest has freed %d MiB, the VM still has %d MiB more than before", peak, now)
+		if took := time.Since(freed); took > back {
+			t.Fatalf("%s after the guest has freed %d MiB, the VM still has %d MiB more than before", took, peak, now)
 		}
 		time.Sleep(200 * time.Millisecond) // the host is told no event
 	}
