@@ -22,18 +22,18 @@ func TestGuestThatBreaksTheRulesLosesItsSession(t *testing.T) {
 		return b
 	}
 	cases := map[string]struct {
-		frame  []byte
-		repeat int
+		frame []byte
+		flood bool
 	}{
-		"no frame":               {[]byte("hello"), 1},
-		"data beyond the window": {data(1, stdio.Window, 1), 1},
-		"standard input":         {data(0, 0, 1), 1},
-		"a frame for agents":     {stdio.AppendSignal(nil, 1, 1, 9), 1},
-		"ack of its own output":  {stdio.AppendWindow(nil, stdio.TypeAck, 1, 0, 1, 0, 0), 1},
-		"a flood of syncs":       {stdio.AppendSimple(nil, stdio.TypeSync, 0, 1, 0), 300_000},
-		"the same output again":  {data(1, 0, stdio.MaxData), 300_000},
-		"exits without end":      {stdio.AppendExit(nil, 0, 1, 0, 1, 1), 300_000},
-		"unknown channels":       {stdio.AppendSimple(nil, stdio.TypeSync, 0, 77, 0), 300_000},
+		"no frame":               {[]byte("hello"), false},
+		"data beyond the window": {data(1, stdio.Window, 1), false},
+		"standard input":         {data(0, 0, 1), false},
+		"a frame for agents":     {stdio.AppendSignal(nil, 1, 1, 9), false},
+		"ack of its own output":  {stdio.AppendWindow(nil, stdio.TypeAck, 1, 0, 1, 0, 0), false},
+		"a flood of syncs":       {stdio.AppendSimple(nil, stdio.TypeSync, 0, 1, 0), true},
+		"the same output again":  {data(1, 0, stdio.MaxData), true},
+		"exits without end":      {stdio.AppendExit(nil, 0, 1, 0, 1, 1), true},
+		"unknown channels":       {stdio.AppendSimple(nil, stdio.TypeSync, 0, 77, 0), true},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -46,17 +46,11 @@ func TestGuestThatBreaksTheRulesLosesItsSession(t *testing.T) {
 			served := make(chan error, 1)
 			go func() { served <- rt.ServeGuest(t.Context(), g) }()
 			g.await(stdio.TypeResume, stdio.TypeSync) // the relay has granted its windows
-			began := time.Now()
-			for range c.repeat {
-				if !g.say(c.frame) {
-					break
-				}
+			// On a busy machine a flood comes in pieces, of which each may be within what is allowed.
+			for began := time.Now(); g.say(c.frame) && c.flood && time.Since(began) < patience; {
 			}
 			if err := receive(t, served); !errors.Is(err, router.ErrViolation) {
 				t.Errorf("ended with %v", err)
-			}
-			if took := time.Since(began); took > 30*time.Second {
-				t.Errorf("the guest was cut after %v", took)
 			}
 		})
 	}

@@ -6,14 +6,19 @@ package router_test
 import (
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"bulkhead/bus/stdio"
+	"bulkhead/vm-worker/router"
 )
 
 func TestSignalsArriveOnceAcrossRestarts(t *testing.T) {
@@ -66,7 +71,7 @@ func TestEveryCatchableSignalIsForwarded(t *testing.T) {
 			if got != n {
 				t.Errorf("signal %d arrived as %d", n, got)
 			}
-		case <-time.After(time.Second):
+		case <-time.After(patience):
 			t.Errorf("signal %d did not arrive", n)
 		}
 	}
@@ -198,6 +203,58 @@ func TestTheGuestKeepsNoProcessWhoseRelayEndedUnheard(t *testing.T) {
 	syscall.Kill(c.relay.PID, unix.SIGKILL)
 	r.router.Detach(1)
 	c.forgotten(t)
+}
+
+// A relay says that it has heard of the exit, and ends: with something of ours unread, as a word that was on its way, or
+// while we write to it. Either is an error of the connection, and what it said before is still there.
+func TestTheLastWordsOfARelayAreHeard(t *testing.T) {
+	for name, writes := range map[string]bool{"something is unread": false, "somebody writes": true} {
+		t.Run(name, func(t *testing.T) {
+			for range 50 { // the reader may be quicker than the end
+				heard := make(chan bool, 1)
+				rt := router.New(router.Config{OnRelayLost: func(_ uint32, finished bool) { heard <- finished }})
+				path := filepath.Join(t.TempDir(), "relay.sock")
+				l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: path, Net: "unixpacket"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				attached := make(chan error, 1)
+				go func() { attached <- rt.Attach(t.Context(), 1, path, nil) }()
+				conn, err := l.AcceptUnix()
+				if err != nil {
+					t.Fatal(err)
+				}
+				conn.Write(stdio.AppendHello(nil, os.Getpid()))
+				if err := receive(t, attached); err != nil {
+					t.Fatal(err)
+				}
+				over := make(chan struct{})
+				writing := make(chan struct{})
+				go func() {
+					defer close(writing)
+					for writes && rt.Signal(1, int(unix.SIGUSR1)) == nil {
+						select {
+						case <-over:
+							return
+						default:
+						}
+					}
+				}()
+				if writes {
+					conn.Read(make([]byte, 100)) // ATTACH
+				}
+				conn.Write(stdio.AppendSimple(nil, stdio.TypeExitAck, 0, 0, 0))
+				conn.Close()
+				if !receive(t, heard) {
+					t.Error("the relay's last words were lost")
+				}
+				close(over)
+				<-writing
+				rt.Close()
+				l.Close()
+			}
+		})
+	}
 }
 
 // forgotten waits until the guest's end has let the process go.

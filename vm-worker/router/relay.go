@@ -6,12 +6,15 @@ package router
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"bulkhead/bus/idle"
 	"bulkhead/bus/stdio"
@@ -38,7 +41,7 @@ type relayConn struct {
 	waiting []byte // frames, each after its length (u32)
 	busy    int    // bytes of frames the writer has taken and not finished
 	dropped bool   // frames were lost: SYNC when the queue has run empty
-	over    bool
+	over    bool   // nothing is written any more
 }
 
 // dialRelay connects and exchanges the first frames.
@@ -131,7 +134,7 @@ func (c *relayConn) write() {
 		for rest := taken; len(rest) > 0; {
 			n := 4 + int(binary.LittleEndian.Uint32(rest))
 			if _, err := c.conn.Write(rest[4:n]); err != nil {
-				c.close()
+				c.silence()
 				return
 			}
 			rest = rest[n:]
@@ -180,15 +183,22 @@ type packet [stdio.MaxFrame + 1]byte
 // packets are the buffers of the relays that are just being read.
 var packets = sync.Pool{New: func() any { return new(packet) }}
 
+// silence ends what is written. A relay that has ended may have left its last words, which
+// are still to be read; one that lives hears of the end, and ends the connection.
+func (c *relayConn) silence() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+	_ = c.conn.CloseWrite() // a connection that is broken already is as good
+}
+
 // close ends the connection; its goroutines end by themselves.
 func (c *relayConn) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.over {
-		c.over = true
-		c.conn.Close()
-		c.wake.Broadcast()
-	}
+	c.over = true
+	c.conn.Close()
+	c.wake.Broadcast()
 }
 
 // read moves what the relay says to the guest.
@@ -205,8 +215,13 @@ func (c *relayConn) read() {
 		packets.Put((*packet)(buf))
 		buf = nil
 	}
+	reset := false
 	for {
 		n, err := idle.Read(c.conn, take, give)
+		if errors.Is(err, unix.ECONNRESET) && !reset {
+			reset = true // said once, when the relay ended with something of ours unread; its own last words still come
+			continue
+		}
 		if err != nil || n == 0 {
 			break
 		}

@@ -321,7 +321,7 @@ func pipe(t testing.TB) (r, w *os.File) {
 	return r, w
 }
 
-// patience bounds the wait for the end of a relay, on a machine that has other things to do.
+// patience bounds each wait, on a machine that has other things to do.
 const patience = 30 * time.Second
 
 // code waits for the relay's end.

@@ -35,11 +35,7 @@ func TestProcessGetsInputAndItsOutputAndExitCodeArrive(t *testing.T) {
 	if got := <-r.exits; got != [2]int{1, 42} {
 		t.Errorf("OnExit was told %v", got)
 	}
-	select {
-	case <-c.process.Done():
-	case <-time.After(5 * time.Second):
-		t.Error("the agent was never told that the exit was delivered")
-	}
+	c.forgotten(t)
 }
 
 func TestOutputAndInputAreExactAtVolume(t *testing.T) {
@@ -139,7 +135,7 @@ func TestClosedStdoutReachesTheProcessAsBrokenPipe(t *testing.T) {
 func TestClosedStdinStopsTheReading(t *testing.T) {
 	r := newRig(t)
 	c := r.run(1, []string{"sh", "-c", "exec <&-; sleep 60"})
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(patience)
 	c.stdin.SetWriteDeadline(deadline)
 	for {
 		if _, err := c.stdin.Write(make([]byte, 4096)); err != nil {
@@ -228,7 +224,7 @@ func TestSlowRelayStallsNobodyElse(t *testing.T) {
 	if got := readAll(t, slow.stdout); len(got) != 3000000-10 {
 		t.Errorf("%d bytes from the slow one", len(got))
 	}
-	if code := slow.code(t, 5*time.Second); code != 0 {
+	if code := slow.code(t, patience); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 }
@@ -259,7 +255,7 @@ func TestRelayAttachedAfterTheProcessLosesNothing(t *testing.T) {
 
 func readAll(t *testing.T, f *os.File) string {
 	t.Helper()
-	f.SetReadDeadline(time.Now().Add(10 * time.Second))
+	f.SetReadDeadline(time.Now().Add(patience))
 	var b bytes.Buffer
 	if _, err := b.ReadFrom(f); err != nil {
 		t.Fatalf("after %d bytes: %v", b.Len(), err)
@@ -272,7 +268,7 @@ func receive[T any](t *testing.T, c <-chan T) T {
 	select {
 	case v := <-c:
 		return v
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("nothing came")
 		panic("unreachable")
 	}

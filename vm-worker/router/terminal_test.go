@@ -24,6 +24,15 @@ import (
 // runTerminal starts argv on a pty in the guest; the engine's master is returned.
 func (r *rig) runTerminal(channel uint32, argv ...string) (*container, *os.File) {
 	r.t.Helper()
+	c, engine := r.openTerminal()
+	r.attach(channel, c.relay.Socket)
+	r.startOnTerminal(channel, c, argv...)
+	return c, engine
+}
+
+// openTerminal starts a relay on a pty, of which the engine's master is returned.
+func (r *rig) openTerminal() (*container, *os.File) {
+	r.t.Helper()
 	path := filepath.Join(r.t.TempDir(), "console.sock")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
 	if err != nil {
@@ -52,15 +61,18 @@ func (r *rig) runTerminal(channel uint32, argv ...string) (*container, *os.File)
 	unix.SetNonblock(fds[0], true)
 	engine := os.NewFile(uintptr(fds[0]), "engine's master")
 	r.t.Cleanup(func() { engine.Close() })
-	r.attach(channel, c.relay.Socket)
+	return c, engine
+}
 
+// startOnTerminal starts argv on a pty of the guest's own.
+func (r *rig) startOnTerminal(channel uint32, c *container, argv ...string) {
+	r.t.Helper()
 	master, slave := openPty(r.t)
 	c.cmd = exec.Command(argv[0], argv[1:]...)
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = slave, slave, slave
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	r.start(channel, c, stdio.Streams{Terminal: master})
 	slave.Close()
-	return c, engine
 }
 
 func openPty(t testing.TB) (master, slave *os.File) {
@@ -85,7 +97,7 @@ func openPty(t testing.TB) (master, slave *os.File) {
 func TestTerminalEchoesResizesAndHangsUp(t *testing.T) {
 	r := newRig(t)
 	c, engine := r.runTerminal(1, "sh", "-c", "trap 'stty size; :' WINCH; echo ready; while :; do read x || continue; echo got $x; [ $x = size ] && stty size; [ $x = bye ] && exit 12; done")
-	engine.SetReadDeadline(time.Now().Add(10 * time.Second))
+	engine.SetReadDeadline(time.Now().Add(patience))
 	out := bufio.NewReader(engine)
 	expect := func(want string) {
 		t.Helper()
@@ -116,11 +128,30 @@ func TestTerminalEchoesResizesAndHangsUp(t *testing.T) {
 }
 
 func TestClosedConsoleHangsUpTheProcess(t *testing.T) {
-	r := newRig(t)
-	c, engine := r.runTerminal(1, "sleep", "60")
-	engine.Close()
-	if code := c.code(t, patience); code != 128+int(syscall.SIGHUP) {
-		t.Errorf("exit code %d", code)
+	// An engine may let go of the terminal at any instant, and what has happened until then is different in each.
+	for _, when := range []string{"before the worker comes", "before the process", "while the process starts", "while the process runs"} {
+		t.Run(when, func(t *testing.T) {
+			r := newRig(t)
+			c, engine := r.openTerminal()
+			closing := make(chan error, 1)
+			closeWhen := func(now string) {
+				if when == now {
+					closing <- engine.Close()
+				}
+			}
+			closeWhen("before the worker comes")
+			r.attach(1, c.relay.Socket)
+			closeWhen("before the process")
+			go closeWhen("while the process starts")
+			r.startOnTerminal(1, c, "sleep", "60")
+			closeWhen("while the process runs")
+			if err := receive(t, closing); err != nil {
+				t.Error(err)
+			}
+			if code := c.code(t, patience); code != 128+int(syscall.SIGHUP) {
+				t.Errorf("exit code %d", code)
+			}
+		})
 	}
 }
 
