@@ -234,19 +234,22 @@ func TestRelayAttachedAfterTheProcessLosesNothing(t *testing.T) {
 	c := &container{signals: make(chan int, 8)}
 	c.deaf.Store(true)
 	c.relay = r.startRelay(c)
-	const size = stdio.Window + 150_000 // more than fits without a relay: the process lives until then
-	c.cmd = exec.Command("sh", "-c", fmt.Sprintf("head -c %d /dev/zero; exit 6", size))
+	const size = stdio.Window + 150_000 // more than fits without a relay
+	// It lives until the signal has come: the relay may have heard of that only when all output was out.
+	c.cmd = exec.Command("sh", "-c", fmt.Sprintf("head -c %d /dev/zero; read x; exit 6", size))
+	in, inW := pipe(t)
 	out, outW := pipe(t)
-	c.cmd.Stdout = outW
+	c.cmd.Stdin, c.cmd.Stdout = in, outW
 	r.start(9, c, stdio.Streams{Stdout: out})
 	outW.Close()
 	syscall.Kill(c.relay.PID, unix.SIGUSR2)
 	r.attach(9, c.relay.Socket)
-	if got := readAll(t, c.stdout); len(got) != size {
-		t.Errorf("%d bytes", len(got))
-	}
 	if n := receive(t, c.signals); n != int(unix.SIGUSR2) {
 		t.Errorf("signal %d", n)
+	}
+	inW.Close()
+	if got := readAll(t, c.stdout); len(got) != size {
+		t.Errorf("%d bytes", len(got))
 	}
 	if code := c.code(t, patience); code != 6 {
 		t.Errorf("exit code %d", code)
