@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"cmp"
 	"net"
 	"slices"
 	"testing"
@@ -91,7 +92,7 @@ func echoByte(t *testing.T, conn net.Conn) {
 	}
 }
 
-func median(times []time.Duration) time.Duration {
-	slices.Sort(times)
-	return times[len(times)/2]
+func median[T cmp.Ordered](of []T) T {
+	sorted := slices.Sorted(slices.Values(of))
+	return sorted[len(sorted)/2]
 }
