@@ -5,6 +5,7 @@ package vmworker_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -17,8 +18,8 @@ import (
 	"bulkhead/vm-worker/hypervisor/fake"
 )
 
-// soon is what an answer that asks no guest may take on a busy machine.
-const soon = 2 * time.Second
+// soon is what an answer that asks no guest may take on a busy machine: less than the ten seconds for which a guest that hangs is waited for.
+const soon = 8 * time.Second
 
 // hanging wraps a VM whose agent can be made to hang: it stays connected, and
 // neither hears nor says anything.
@@ -26,6 +27,9 @@ type hanging struct {
 	hypervisor.VM
 	once sync.Once
 	hung chan struct{}
+
+	ending sync.Once
+	ended  chan struct{} // closed when its monitor does, a moment before its process ends
 
 	slow atomic.Pointer[slowKill] // nil: it is killed at once
 }
@@ -41,7 +45,28 @@ func (v *hanging) Kill(ctx context.Context) error {
 		k.once.Do(func() { close(k.begun) })
 		<-k.released
 	}
+	v.ending.Do(func() {
+		close(v.ended)
+		time.Sleep(50 * time.Millisecond)
+	})
 	return v.VM.Kill(ctx)
+}
+
+// NICs does not answer either, until the VM is killed.
+func (v *hanging) NICs(ctx context.Context) ([]hypervisor.PluggedNIC, error) {
+	select {
+	case <-v.hung:
+	default:
+		return v.VM.NICs(ctx)
+	}
+	select {
+	case <-v.ended:
+		return nil, fmt.Errorf("its monitor is closed: %w", hypervisor.ErrEnding)
+	case <-v.Done():
+		return nil, fmt.Errorf("its monitor is closed: %w", hypervisor.ErrEnding)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 func (v *hanging) hang() { v.once.Do(func() { close(v.hung) }) }
@@ -116,7 +141,7 @@ func TestStateAndListNeverWaitForAGuest(t *testing.T) {
 		t.Errorf("a signal for an agent that hangs gives %v", err)
 	}
 	// What must die dies, and takes the command that waits with it.
-	within(t, "delete --force", 10*time.Second, func() { h.delete("c1", true) })
+	within(t, "delete --force", 30*time.Second, func() { h.delete("c1", true) })
 	if err := <-started; err == nil {
 		t.Error("start of a deleted container succeeded")
 	}
@@ -177,7 +202,7 @@ func TestAStopUndoesTheCreateUnderWay(t *testing.T) {
 	}
 	h := newHost(t, fake.Options{Mute: true})
 	r := startRelay(t, h.bus.RunDir)
-	ctx, cancel := context.WithTimeout(operation(t), soon) // its deadline ends it before the worker's patience does
+	ctx, cancel := context.WithTimeout(operation(t), 2*time.Second) // its deadline ends it before the worker's patience does
 	defer cancel()
 	req := h.request(ctx, "c1", r, h.bundle("c1", "true"))
 	failed := make(chan error, 1)

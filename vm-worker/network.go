@@ -17,6 +17,7 @@ import (
 	agentv1 "bulkhead/proto/agent/v1"
 	netv1 "bulkhead/proto/net/v1"
 	vmv1 "bulkhead/proto/vm/v1"
+	"bulkhead/vm-worker/hypervisor"
 )
 
 // network is what a VM has of the network namespace of its first container. What
@@ -135,7 +136,7 @@ func (n *network) first(ctx context.Context) error {
 	defer n.unlock()
 	vm := n.s.machine()
 	_, err := n.plug(ctx, n.wants())
-	if err != nil && (vm == nil || n.s.machine() != vm || processGone(vm)) {
+	if err != nil && (vm == nil || n.s.machine() != vm || errors.Is(err, hypervisor.ErrEnding) || processGone(vm)) {
 		return nil // whoever waits for the VM says so, and another in its place gets its cards by sync
 	}
 	return err

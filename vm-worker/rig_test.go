@@ -167,7 +167,7 @@ func (o *observed) Start(ctx context.Context, s hypervisor.Spec) (hypervisor.VM,
 	if err != nil {
 		return nil, err
 	}
-	v := &hanging{VM: vm, hung: make(chan struct{})}
+	v := &hanging{VM: vm, hung: make(chan struct{}), ended: make(chan struct{})}
 	o.mu.Lock()
 	o.vms = append(o.vms, v)
 	o.mu.Unlock()

@@ -22,6 +22,9 @@ const RecordFile = "vm.json"
 // ErrGone says that a recorded process no longer exists.
 var ErrGone = errors.New("the vm's process no longer exists")
 
+// ErrEnding says that a VM takes no orders any more: its process is ending, and may exist for moments yet.
+var ErrEnding = errors.New("the vm is ending")
+
 // Process names a process beyond the reuse of its pid.
 type Process struct {
 	PID int `json:"pid,omitempty"`

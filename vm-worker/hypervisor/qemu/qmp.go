@@ -15,14 +15,16 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"bulkhead/vm-worker/hypervisor"
 )
 
 // maxMessage bounds one QMP message: the longest answers, lists of devices,
 // have some 10 KiB.
 const maxMessage = 1 << 20
 
-// errQMPClosed says that the monitor's connection has ended.
-var errQMPClosed = errors.New("qemu has closed its monitor")
+// errQMPClosed says that the monitor's connection has ended. A process that ends closes what it has open first.
+var errQMPClosed = fmt.Errorf("qemu has closed its monitor: %w", hypervisor.ErrEnding)
 
 // qmpEvent is what QEMU says by itself, docs/interop/qmp-spec.rst.
 type qmpEvent struct {
