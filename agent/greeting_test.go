@@ -17,7 +17,7 @@ import (
 )
 
 func TestOnlyAGuestWithoutAnIdentityRehearses(t *testing.T) {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	host, port, err := channel()
 	if err != nil {

@@ -41,13 +41,13 @@ func TestAgentAnswersTheHost(t *testing.T) {
 	if err := nc.Flush(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	call := func(container string) (*agentv1.CreateReply, error) {
 		return bus.CallAgent[agentv1.CreateReply](ctx, b.Conn(), "sb.1", "create", &agentv1.CreateRequest{Container: container})
 	}
 	reply, err := call("good")
-	if err != nil || reply.Pid != 42 || left <= time.Second || left > 5*time.Second {
+	if err != nil || reply.Pid != 42 || left <= time.Second || left > 30*time.Second {
 		t.Errorf("reply %v, error %v, %v left in the guest", reply, err, left)
 	}
 	_, err = call("bad")
@@ -112,7 +112,7 @@ func TestGuestGivesUpAMutePeerWithoutDeadlines(t *testing.T) {
 		near, far = net.Pipe()
 		return pipeWithoutDeadlines{near}, nil
 	})
-	if took := time.Since(begin); err == nil || took > 5*time.Second {
+	if took := time.Since(begin); err == nil || took > time.Minute {
 		t.Errorf("got %v after %v", err, took)
 	}
 	_ = far.Close()

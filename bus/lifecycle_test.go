@@ -129,7 +129,7 @@ func TestStatisticsAreTrueThoughRequestsRunConcurrently(t *testing.T) {
 		})
 	}
 	calls.Wait()
-	reply, err := b.Conn().NATS().Request("$SRV.STATS.vm", nil, 5*time.Second)
+	reply, err := b.Conn().NATS().Request("$SRV.STATS.vm", nil, 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func TestStatisticsAreTrueThoughRequestsRunConcurrently(t *testing.T) {
 		got.LastError != "NOT_FOUND: no bad" || got.AverageProcessingTime < 15*time.Millisecond {
 		t.Errorf("stats %+v", got)
 	}
-	reply, err = b.Conn().NATS().Request("$SRV.INFO", nil, 5*time.Second)
+	reply, err = b.Conn().NATS().Request("$SRV.INFO", nil, 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -188,7 +188,7 @@ func TestRepliesGoToInboxesOnly(t *testing.T) {
 	if _, err := bus.Call[vmv1.ListReply](t.Context(), b.Conn(), "testhost.vm.list", &vmv1.ListRequest{}); err != nil {
 		t.Fatal(err)
 	}
-	reply, err := nc.Request("$SRV.STATS.vm", nil, time.Second)
+	reply, err := nc.Request("$SRV.STATS.vm", nil, 30*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func TestNoSignalIsLostBetweenSetUpAndForeground(t *testing.T) {
 	}
 	select {
 	case <-ctx.Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the signal did not end the setting up")
 	}
 	if err := interrupted(ctx, errors.New("other")); !strings.Contains(err.Error(), "interrupted by SIGTERM, and what was done is undone") {
@@ -51,7 +51,7 @@ func TestNoSignalIsLostBetweenSetUpAndForeground(t *testing.T) {
 			if s != sig {
 				t.Errorf("the process got %s, want %s", unix.SignalName(s), unix.SignalName(sig))
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatalf("%s is lost", unix.SignalName(sig))
 		}
 	}

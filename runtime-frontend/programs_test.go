@@ -165,7 +165,7 @@ func TestTerminalCreateLeavesNobodyOnItsOutput(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := e.command("create", "--bundle", dir, "--pid-file", pidFile, "--console-socket", socket, "c1")
 	out, err := cmd.StdoutPipe()
@@ -235,7 +235,7 @@ func TestKilledCreateTakesItsRelayAlong(t *testing.T) {
 	select {
 	case got := <-reached:
 		pid = int(got)
-	case <-time.After(20 * time.Second):
+	case <-time.After(30 * time.Second):
 		cmd.Process.Kill()
 		t.Fatal("create did not reach the worker")
 	}
@@ -254,7 +254,7 @@ func TestKilledCreateTakesItsRelayAlong(t *testing.T) {
 		if err != nil && !errors.Is(err, syscall.ECHILD) {
 			t.Error(err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		unix.Kill(pid, unix.SIGKILL)
 		<-ended
 		t.Error("the relay outlived the create that was killed")

@@ -42,7 +42,7 @@ func TestProcessHandleSeesTheEndAndRefusesAReusedPid(t *testing.T) {
 	}
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the end of the process was not seen")
 	}
 	if !p.ended() {
@@ -69,7 +69,7 @@ func TestClosingAProcessHandleEndsItsWaiter(t *testing.T) {
 	p.close()
 	select {
 	case <-done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the waiter outlived its handle")
 	}
 }

@@ -61,7 +61,7 @@ func TestNothingIsLaunchedIntoAFrozenCgroup(t *testing.T) {
 	t.Parallel()
 	c := testContainer(t, Config{})
 	c.status = Running
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	soon, stop := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer stop()

@@ -115,11 +115,12 @@ func pauseAmongSignals(t *testing.T, vm *vmtest.VM) {
 	}()
 	for range 10 {
 		call[agentv1.PauseReply](t, vm, "pause", &agentv1.PauseRequest{Container: "among"})
+		began := time.Now()
 		before := call[agentv1.StatsReply](t, vm, "stats", &agentv1.StatsRequest{Container: "among"}).GetCpuNs()
 		time.Sleep(60 * time.Millisecond) // time in which it would run
 		// A signal wakes even a frozen process, for microseconds.
 		after := call[agentv1.StatsReply](t, vm, "stats", &agentv1.StatsRequest{Container: "among"}).GetCpuNs()
-		if after-before > uint64(5*time.Millisecond) {
+		if after-before > uint64(time.Since(began)/12) {
 			t.Errorf("the paused container ran for %v", time.Duration(after-before))
 		}
 		call[agentv1.ResumeReply](t, vm, "resume", &agentv1.ResumeRequest{Container: "among"})
@@ -198,14 +199,10 @@ func TestAgentWithoutItsControlPortPowersOff(t *testing.T) {
 	if err := vm.UnplugControl(); err != nil {
 		t.Fatal(err)
 	}
-	unplugged := time.Now()
 	select {
 	case <-vm.Ended():
 	case <-time.After(patience):
 		t.Fatal("the guest lives on without a control port")
-	}
-	if took := time.Since(unplugged); took > 8*time.Second {
-		t.Errorf("the guest needed %v to end", took)
 	}
 	if got := vm.Console(); !strings.Contains(got, "the control port failed") || strings.Contains(got, "anic") {
 		t.Errorf("the console says:\n%s", got)

@@ -68,7 +68,7 @@ func exchange(t *testing.T, s *Session, m []byte) {
 func TestMessagesArriveWholeAndInOrder(t *testing.T) {
 	s := newSerial()
 	echoGuest(t, s)
-	session, err := Dial(within(t, 5*time.Second), s.connect(-1))
+	session, err := Dial(within(t, 30*time.Second), s.connect(-1))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestTwoHundredReconnectsThroughGarbage(t *testing.T) {
 		s.inject(garbage, garbage)
 		s.inject(make([]byte, random.IntN(quiet)), nil)
 
-		session, err := Dial(within(t, 10*time.Second), s.connect(-1))
+		session, err := Dial(within(t, 30*time.Second), s.connect(-1))
 		if err != nil {
 			t.Fatalf("reconnect %d: %v", i, err)
 		}
@@ -123,7 +123,7 @@ func TestSessionSurvivesAnEarlierOneCutAtAnyByte(t *testing.T) {
 	echoGuest(t, s)
 	for _, cut := range cuts {
 		first := s.connect(cut)
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		if cut < padding+headerSize+trailerSize {
 			cancel() // it never gets an answer
 		}
@@ -132,7 +132,7 @@ func TestSessionSurvivesAnEarlierOneCutAtAnyByte(t *testing.T) {
 		}
 		first.Close()
 		cancel()
-		second, err := Dial(within(t, 5*time.Second), s.connect(-1))
+		second, err := Dial(within(t, 30*time.Second), s.connect(-1))
 		if err != nil {
 			t.Fatalf("after a cut at byte %d: %v", cut, err)
 		}
@@ -147,7 +147,7 @@ func TestNewHelloEndsTheEarlierSession(t *testing.T) {
 	s := newSerial()
 	l := Listen(s)
 	defer l.Close()
-	ctx := within(t, 5*time.Second)
+	ctx := within(t, 30*time.Second)
 	var sessions [2]*Session
 	for i := range sessions {
 		if _, err := Dial(ctx, s.connect(-1)); err != nil {
@@ -247,7 +247,7 @@ func TestNetConnCarriesAStreamAndHasDeadlines(t *testing.T) {
 	s := newSerial()
 	l := Listen(s)
 	defer l.Close()
-	ctx := within(t, 10*time.Second)
+	ctx := within(t, 30*time.Second)
 	host, err := Dial(ctx, s.connect(-1))
 	if err != nil {
 		t.Fatal(err)

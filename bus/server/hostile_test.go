@@ -35,7 +35,7 @@ func newRawGuest(t *testing.T, b *bustest.Bus, sandbox string) *rawGuest {
 	t.Helper()
 	g := &rawGuest{t: t, conn: b.GuestDial(sandbox)}
 	g.r = bufio.NewReader(g.conn)
-	if err := g.conn.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := g.conn.SetReadDeadline(time.Now().Add(cutWithin)); err != nil {
 		t.Fatal(err)
 	}
 	if line := g.line(); !strings.HasPrefix(line, "INFO ") {
@@ -243,12 +243,8 @@ func TestHostileGuestIsCutForWhatItSends(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newRawGuest(t, b, "a").connected()
-			began := time.Now()
 			g.send(tc.sends)
 			g.waitCut()
-			if took := time.Since(began); took > cutWithin {
-				t.Errorf("cut after %v", took)
-			}
 			if got := <-cut.got; !strings.HasPrefix(got, "a: ") || !strings.Contains(got, tc.reason) {
 				t.Errorf("cut for %q, want %q", got, tc.reason)
 			}
@@ -293,7 +289,7 @@ func TestGuestAnswersOnlyWhatItWasAsked(t *testing.T) {
 	g.sync()
 	answer := make(chan *nats.Msg, 1)
 	go func() {
-		m, err := b.Conn().NATS().Request("agent.a.rpc.status", []byte("hi"), 5*time.Second)
+		m, err := b.Conn().NATS().Request("agent.a.rpc.status", []byte("hi"), cutWithin)
 		if err != nil {
 			t.Errorf("request: %v", err)
 		}
@@ -326,7 +322,7 @@ func TestGuestPreambleIsChecked(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
+		_ = conn.SetDeadline(time.Now().Add(cutWithin))
 		_, _ = io.WriteString(conn, first)
 		if said, err := io.ReadAll(conn); len(said) != 0 || isTimeout(err) {
 			t.Errorf("%.30q: answered %q, %v", first, said, err)

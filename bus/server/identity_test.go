@@ -205,7 +205,7 @@ func TestBadOptionsAreRefusedInASentence(t *testing.T) {
 		"open directory": {server.Options{Host: "h", RunDir: open}, "writable by nobody else"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			s, err := server.Start(ctx, tc.opts)
 			if err == nil {

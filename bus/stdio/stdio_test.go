@@ -317,7 +317,7 @@ func TestExitIsRepeatedOnSyncUntilAcknowledged(t *testing.T) {
 	l.toAgent <- AppendSimple(nil, TypeExitAck, 0, 4, 0)
 	select {
 	case <-p.Done():
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the acknowledgement was not taken")
 	}
 	close(l.end)

@@ -90,7 +90,7 @@ func dial(t *testing.T, socket string) worker {
 
 func (w worker) await(t *testing.T, want stdio.Type) stdio.Frame {
 	t.Helper()
-	w.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	w.conn.SetReadDeadline(time.Now().Add(30 * time.Second))
 	for {
 		buf := make([]byte, stdio.MaxFrame)
 		n, err := w.conn.Read(buf)
@@ -113,7 +113,7 @@ func TestNewestWorkerWins(t *testing.T) {
 	first.await(t, stdio.TypeHello)
 	second := dial(t, r.Socket)
 	second.await(t, stdio.TypeResume)
-	first.conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+	first.conn.SetReadDeadline(time.Now().Add(30 * time.Second))
 	for {
 		if n, err := first.conn.Read(make([]byte, 100)); n == 0 || err != nil {
 			if errors.Is(err, os.ErrDeadlineExceeded) {

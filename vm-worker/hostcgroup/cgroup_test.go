@@ -452,7 +452,7 @@ func TestOOMKillInTheGuestIsSeenInTheHostCgroup(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("took %s", time.Since(begin))
-			if err := event.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			if err := event.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := event.Read(make([]byte, 8)); err != nil {

@@ -203,7 +203,7 @@ func TestBadHandoversAreRefusedAndClosed(t *testing.T) {
 				reads[i].Close()
 			}
 			buf := make([]byte, handover.MaxPacket)
-			_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
+			_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
 			n, err := conn.Read(buf)
 			if err != nil || !strings.Contains(string(buf[:n]), c.want) {
 				t.Errorf("the answer is %q, %v; want %q in it", buf[:n], err, c.want)

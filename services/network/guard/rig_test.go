@@ -246,7 +246,7 @@ func send(t testing.TB, tap *os.File, header []byte, frame []byte) {
 func receive(t testing.TB, tap *os.File, what string, fits func([]byte) bool) []byte {
 	t.Helper()
 	buf := make([]byte, 65536)
-	tap.SetReadDeadline(time.Now().Add(10 * time.Second))
+	tap.SetReadDeadline(time.Now().Add(30 * time.Second))
 	for {
 		n, err := tap.Read(buf)
 		if err != nil {

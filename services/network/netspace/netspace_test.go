@@ -61,7 +61,7 @@ func TestAnOverrunOfEventsIsAReasonToLook(t *testing.T) {
 	}
 	overrun := false
 	for !overrun {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		err := events.Wait(ctx)
 		cancel()
 		if err != nil {

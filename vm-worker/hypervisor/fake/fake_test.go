@@ -63,7 +63,7 @@ func start(t *testing.T, o fake.Options) *worker {
 	w.io = w.session(w.vm.DialIO)
 	select {
 	case <-ready:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the fake agent is not ready")
 	}
 	return w
@@ -99,7 +99,7 @@ func call[Resp any, P interface {
 	*Resp
 	proto.Message
 }](w *worker, method string, req proto.Message) (P, error) {
-	ctx, cancel := context.WithTimeout(w.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), 30*time.Second)
 	defer cancel()
 	return bus.CallAgent[Resp, P](ctx, w.bus.Conn(), sandbox, method, req)
 }
@@ -131,7 +131,7 @@ func (w *worker) start(key string) {
 // which comes later when the process was faster than the host's window.
 func (w *worker) collect(channel uint32) (output string, code int) {
 	w.t.Helper()
-	timer := time.AfterFunc(10*time.Second, func() { w.io.Close() })
+	timer := time.AfterFunc(30*time.Second, func() { w.io.Close() })
 	defer timer.Stop()
 	for end := uint64(math.MaxUint64); ; {
 		b, err := w.io.Recv()
@@ -255,7 +255,7 @@ func TestFakeVMEndsWithItsProcess(t *testing.T) {
 	}
 	select {
 	case <-w.vm.Done():
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("the vm outlives its process")
 	}
 	if w.vm.ExitReason() == "" {

@@ -31,7 +31,7 @@ func TestGuestBootsAndAnswersOnBothPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 	buf := make([]byte, 4)
 	if _, err := conn.Write([]byte("ping")); err != nil {
 		t.Fatal(err)

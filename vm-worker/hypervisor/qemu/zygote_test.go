@@ -158,7 +158,7 @@ func TestAZygoteThatEndsIsNoLongerTold(t *testing.T) {
 	}
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("it was not reaped")
 	}
 	if from.Process() != 0 || from.Worn() == nil {
@@ -210,7 +210,7 @@ func TestAChildOfWhichNothingIsToldIsReaped(t *testing.T) {
 		t.Fatalf("the template: process %d, %v", from.Process(), from.Worn())
 	}
 	var left []string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if left = unbegun(t); len(left) == 0 { // those of other tests come and go
 			return
 		}
@@ -250,7 +250,7 @@ func TestAForkEndsWithAStarterThatDiesBeforeItBegins(t *testing.T) {
 	if err != nil || rec.PID == 0 {
 		t.Fatalf("process %d is recorded, %v", rec.PID, err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		pidfd, err := rec.Pidfd()
 		if errors.Is(err, hypervisor.ErrGone) {
 			return
@@ -341,7 +341,7 @@ func TestForkedVMsOutliveTheirStarterAndTheZygoteDoesNot(t *testing.T) {
 	if got := connect(t, v).ask("echo still here"); got != "still here" {
 		t.Errorf("the adopted guest answers %q", got)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := hypervisor.FindProcess(zygote); errors.Is(err, hypervisor.ErrGone) {
 			break
 		}
