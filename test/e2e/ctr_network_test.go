@@ -19,7 +19,7 @@ func TestACtrContainerHasItsNetworkOfCNI(t *testing.T) {
 ip -o -4 addr show dev eth0 | awk '{print $4}' | cut -d . -f 1-2
 ip -o -6 addr show dev eth0 scope global | awk '{print $4}' | cut -d : -f 1-2
 `+wayOut+`
-ping -c 1 -W 10 10.86.0.1 > /dev/null && netprobe -bytes 1000000 upload 10.86.0.1:7000 > /dev/null && echo reached`)...)
+ping -c 1 -W 60 10.86.0.1 > /dev/null && netprobe -bytes 1000000 upload 10.86.0.1:7000 > /dev/null && echo reached`)...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,7 +58,7 @@ func (c ctrUser) talks(options []string, name, script string, want host.Result) 
 	argv := c.client().argv(c.ctr.ExecArgs(options, name, newID("exec"), "sh", "-c", script)...)
 	ctx := within(c.t, launchTime)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = host.HoldTime
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		c.t.Fatal(err)

@@ -122,11 +122,7 @@ func TestPauseStopsTimeForTheContainer(t *testing.T) {
 	d.says(name, "3\n")
 	d.do("pause", name)
 	expect(t, "the state", d.inspect(name, ".State.Status"), "paused")
-	const stillness = 1500 * time.Millisecond
-	time.Sleep(stillness / 3) // what was written before may still be on its way
-	before := d.do("logs", name)
-	time.Sleep(stillness)
-	expect(t, "the log of a paused container", d.do("logs", name), before)
+	before := stands(t, "the log of a paused container", func() string { return d.do("logs", name) })
 	if r := d.try("exec", name, "true"); r.Code == 0 {
 		t.Error("an exec ran in a paused container")
 	}

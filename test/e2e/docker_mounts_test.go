@@ -37,7 +37,11 @@ var shortOfADisk = map[string]string{
 
 func TestFilesBehaveAsOnALocalDisk(t *testing.T) {
 	d := newDocker(t)
-	dir := t.TempDir()
+	dir := filepath.Join(ground.Data, newID("files")) // on a disk: a tmpfs, as /tmp may be, can do less
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	probe := filepath.Join(dir, "fileprobe")
 	build := exec.CommandContext(within(t, launchTime), "go", "build", "-buildvcs=false", "-o", probe, "./fileprobe")
 	build.Env = append(build.Environ(), "CGO_ENABLED=0")

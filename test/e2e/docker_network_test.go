@@ -36,8 +36,8 @@ func TestAContainerHasWhatDockerWiredUp(t *testing.T) {
 		}
 	}
 	theirs, theirs6 := d.endpoint(peer, network, "IPAddress"), d.endpoint(peer, network, "GlobalIPv6Address")
-	d.script(name, "ping -c 2 -W 10 -s 8900 "+theirs+" && ping6 -c 2 -W 10 -s 8900 "+theirs6)
-	d.script(peer, "ping -c 2 -W 10 -s 8900 10.210.0.77 && ping6 -c 2 -W 10 -s 8900 fd21::77")
+	d.script(name, "ping -c 2 -W 60 -s 8900 "+theirs+" && ping6 -c 2 -W 60 -s 8900 "+theirs6)
+	d.script(peer, "ping -c 2 -W 60 -s 8900 10.210.0.77 && ping6 -c 2 -W 60 -s 8900 fd21::77")
 	for _, address := range []string{theirs, theirs6} {
 		d.probe(name, "-size", "8000", "datagram", net.JoinHostPort(address, probePort))
 		d.probe(name, "-bytes", "1000000", "upload", net.JoinHostPort(address, probePort))
@@ -85,7 +85,7 @@ func TestOldLinksNameTheirTargets(t *testing.T) {
 	d := newDocker(t)
 	target := d.serveOn(runtimeUnderTest(), "", "-e", "DEPTH=7", "--expose", "7000")
 	out := d.do(d.onNetwork(runtimeUnderTest(), "", opts("--rm", "--link", target+":quay"), "sh", "-c",
-		"netprobe -bytes 100000 upload quay:7000 > /dev/null && ping -c 1 -W 10 quay > /dev/null && echo $QUAY_ENV_DEPTH $QUAY_PORT")...)
+		"netprobe -bytes 100000 upload quay:7000 > /dev/null && ping -c 1 -W 60 quay > /dev/null && echo $QUAY_ENV_DEPTH $QUAY_PORT")...)
 	expect(t, "what the link tells", out, "7 tcp://"+d.inspect(target, ".NetworkSettings.IPAddress")+":7000")
 }
 
@@ -117,7 +117,7 @@ func TestNetworksComeAndGoWhileAContainerRuns(t *testing.T) {
 	d.probe(peer, "-bytes", "100000", "upload", "newcomer:7000")
 	d.probe(name, "-bytes", "100000", "upload", peer+":7000")
 	must(t, launchTime, func() error { // addresses of IPv6 are tentative first
-		if r := d.try("exec", name, "ping6", "-c", "1", "-W", "5", d.endpoint(peer, second, "GlobalIPv6Address")); r.Code != 0 {
+		if r := d.try("exec", name, "ping6", "-c", "1", "-W", "60", d.endpoint(peer, second, "GlobalIPv6Address")); r.Code != 0 {
 			return errors.New(r.Stdout + r.Stderr)
 		}
 		return nil
@@ -216,5 +216,5 @@ func TestAMacvlanNetworkIsTheContainers(t *testing.T) {
 	d.probe(peer, "-bytes", "1000000", "upload", "10.219.0.50:7000")
 	d.probe(name, "-bytes", "1000000", "upload", d.endpoint(peer, network, "IPAddress")+":7000")
 	reaches(t, d.engine.Net, "10.219.0.50:7000")
-	d.script(name, "ping -c 1 -W 10 10.219.0.1")
+	d.script(name, "ping -c 1 -W 60 10.219.0.1")
 }

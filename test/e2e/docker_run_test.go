@@ -108,7 +108,7 @@ func TestDockerRunDoesWhatItsOptionsSay(t *testing.T) {
 		{"masked paths", nil, `cat /proc/kcore /proc/keys /proc/timer_list 2>/dev/null | head -c 100 | wc -c; ls -A /sys/firmware /proc/acpi 2>/dev/null | grep -v :$ | grep -c .`, "0\n0"},
 		{"read-only paths", nil, `(echo 1 > /proc/sys/kernel/panic) 2>&1 | grep -o 'Read-only file system'`, "Read-only file system"},
 		{"devices", nil, `ls /dev | grep -E '^(null|zero|full|random|urandom|tty)$' | sort | tr '\n' ' '; test -b /dev/vda && echo disk`, "full null random tty urandom zero "},
-		{"no network", nil, `ls /sys/class/net; ping -c 1 -W 1 127.0.0.1 > /dev/null && echo loopback`, "lo\nloopback"},
+		{"no network", nil, `ls /sys/class/net; ping -c 1 -W 60 127.0.0.1 > /dev/null && echo loopback`, "lo\nloopback"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"bulkhead/test/e2e/host"
 )
 
 // noise is a stream of bytes that is the same for a seed.
@@ -46,7 +48,7 @@ func (d dockerUser) pipe(limit time.Duration, in io.Reader, out io.Writer, comma
 	args := d.engine.Args(runArgs(opts("--rm", "-i"), command...)...)
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = append(cmd.Environ(), d.engine.Env()...)
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = host.HoldTime
 	var stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, &stderr
 	if err := cmd.Run(); err != nil {

@@ -82,7 +82,7 @@ func TestOutputAndExitCodeSurviveTheDeathOfTheDaemon(t *testing.T) {
 	h := sharedHost(t)
 	d := newDocker(t)
 	name := d.launch(nil, "sh", "-c", countedStream)
-	logs := follow(d, name)
+	logs := d.follow("logs", "-f", name)
 	for _, burst := range []int{10, 30} {
 		if err := logs.Until(within(t, launchTime), fmt.Sprintf("%010d ", burst*streamLines)); err != nil {
 			t.Fatal(err)

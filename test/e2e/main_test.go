@@ -131,7 +131,7 @@ func sharedHost(t *testing.T) *host.Host {
 func sharedHostLocked(t *testing.T) *host.Host {
 	t.Helper()
 	if started.host == nil {
-		h, err := ground.NewHost("e2e", host.Settings{MaxVMs: 32})
+		h, err := ground.NewHost("e2e", host.Settings{MaxVMs: 200})
 		if err != nil {
 			t.Fatal(err)
 		}

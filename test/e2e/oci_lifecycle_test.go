@@ -11,7 +11,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -151,11 +150,7 @@ func TestOCIPauseAndResume(t *testing.T) {
 	o.fails(1, "container not paused", "resume", id)
 	o.do("pause", id)
 	expect(t, "the status", o.status(id), "paused")
-	const stillness = time.Second
-	time.Sleep(stillness / 2)
-	before := m.Stdout.String()
-	time.Sleep(stillness)
-	expect(t, "the output of a paused container", m.Stdout.String(), before)
+	before := stands(t, "the output of a paused container", m.Stdout.String)
 	o.fails(255, "", "exec", id, "true")
 	o.do("resume", id)
 	expect(t, "the status", o.status(id), "running")

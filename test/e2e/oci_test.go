@@ -337,15 +337,15 @@ func allCapabilities() []string {
 	return []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN", "CAP_SYS_BOOT", "CAP_SYS_RESOURCE", "CAP_SYS_RAWIO", "CAP_SYS_MODULE"}
 }
 
-// follow collects what "docker logs -f" prints, until the test ends.
-func follow(d dockerUser, name string) *host.Output {
+// follow collects what a docker that goes on prints, until the test ends.
+func (d dockerUser) follow(args ...string) *host.Output {
 	d.t.Helper()
-	args := d.engine.Args("logs", "-f", name)
+	args = d.engine.Args(args...)
 	cmd := exec.CommandContext(d.t.Context(), args[0], args[1:]...)
 	cmd.Env = append(cmd.Environ(), d.engine.Env()...)
 	out := host.NewOutput()
 	cmd.Stdout = out
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = host.HoldTime
 	if err := cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}

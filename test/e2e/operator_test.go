@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -40,6 +41,9 @@ func newOperator(t *testing.T, h *host.Host) operator {
 func (o operator) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, o.path, append([]string{"--context", "bulkhead"}, args...)...)
 	cmd.Env = append(cmd.Environ(), "XDG_CONFIG_HOME="+o.host.ConfigHome)
+	if args[0] != "micro" { // which waits so long for whoever may be there
+		cmd.Env = append(cmd.Env, "NATS_TIMEOUT="+commandTime.String())
+	}
 	return cmd
 }
 
@@ -94,21 +98,33 @@ func (o operator) atTerminal(args ...string) string {
 
 func (o operator) says(text string, words ...string) {
 	o.t.Helper()
+	if err := lacks(text, words...); err != nil {
+		o.t.Error(err)
+	}
+}
+
+// hears is says of a command that asks whoever may be there, and takes the silence of a moment for the end of the answers.
+func (o operator) hears(words []string, args ...string) {
+	o.t.Helper()
+	must(o.t, commandTime, func() error { return lacks(o.try(args...).Stdout, words...) })
+}
+
+func lacks(text string, words ...string) error {
 	for _, word := range words {
 		if !strings.Contains(text, word) {
-			o.t.Errorf("%q is not in:\n%s", word, text)
+			return fmt.Errorf("%q is not in:\n%s", word, text)
 		}
 	}
+	return nil
 }
 
 func TestAnOperatorFindsTheServices(t *testing.T) {
 	o := newOperator(t, sharedHost(t))
-	o.says(o.do("micro", "ls"), "vm", "net", "ksm", "host")
-	info := o.do("micro", "info", "vm")
-	o.says(info, "e2e.vm.list", "e2e.vm.create", "e2e.vm.status", "CreateRequest", "CreateReply")
+	o.hears(opts("vm", "net", "ksm", "host"), "micro", "ls")
+	o.hears(opts("e2e.vm.list", "e2e.vm.create", "e2e.vm.status", "CreateRequest", "CreateReply"), "micro", "info", "vm")
 	o.do("req", "e2e.vm.list", "{}", "--raw")
-	o.says(o.do("micro", "stats", "vm"), "list")
-	o.says(o.do("micro", "ping"), "vm")
+	o.hears(opts("list"), "micro", "stats", "vm")
+	o.hears(opts("vm"), "micro", "ping")
 	for _, service := range []string{"vm", "net", "ksm", "host"} {
 		status := &busv1.ServiceStatus{}
 		unmarshal(t, o.do("req", "e2e."+service+".status", "", "--raw"), status)
@@ -156,7 +172,10 @@ func TestAnOperatorWatchesAContainersLife(t *testing.T) {
 		return is(boolText(strings.Contains(events.String(), "test")), "true")
 	})
 
-	m := o.launch(id, newSpec("sh", "-c", "cat; exit 42"))
+	// So is a watch that shows what there is, before it can miss what becomes of it.
+	m := o.create(id, newSpec("sh", "-c", "cat; exit 42"))
+	must(t, commandTime, func() error { return lacks(watch.String(), key) })
+	o.do("start", id)
 	list := &vmv1.ListReply{}
 	unmarshal(t, op.do("req", "e2e.vm.list", `{"root": "`+o.root+`"}`, "--raw"), list)
 	if len(list.GetContainers()) != 1 || list.GetContainers()[0].GetKey() != key || len(list.GetSandboxes()) != 1 {
@@ -173,8 +192,10 @@ func TestAnOperatorWatchesAContainersLife(t *testing.T) {
 	op.says(op.do("kv", "ls"), bus.BucketContainers, bus.BucketSandboxes, bus.BucketOperations)
 	op.says(op.do("kv", "ls", bus.BucketContainers), key)
 	record := &vmv1.Container{}
-	unmarshal(t, op.do("kv", "get", bus.BucketContainers, key, "--raw"), record)
-	expect(t, "the record's status", record.GetStatus(), vmv1.ContainerStatus_CONTAINER_STATUS_RUNNING)
+	must(t, commandTime, func() error { // the bucket is a copy
+		unmarshal(t, op.do("kv", "get", bus.BucketContainers, key, "--raw"), record)
+		return is(record.GetStatus().String(), vmv1.ContainerStatus_CONTAINER_STATUS_RUNNING.String())
+	})
 	expect(t, "the record's id", record.GetRef().GetId(), id)
 	unmarshal(t, op.do("kv", "get", bus.BucketSandboxes, bus.Token(sandbox.GetId()), "--raw"), &vmv1.Sandbox{})
 
@@ -184,13 +205,18 @@ func TestAnOperatorWatchesAContainersLife(t *testing.T) {
 
 	steps := []string{"creating", "created", "started", "exited", "deleted"}
 	must(t, commandTime, func() error { return is(strings.Join(stepsOf(events.String(), id), " "), strings.Join(steps, " ")) })
-	op.says(watch.String(), key, "CONTAINER_STATUS_RUNNING", "CONTAINER_STATUS_STOPPED")
+	must(t, commandTime, func() error {
+		return lacks(watch.String(), key, "CONTAINER_STATUS_RUNNING", "CONTAINER_STATUS_STOPPED")
+	})
 	op.says(op.do("stream", "ls"), bus.EventStream)
 	history := op.atTerminal("stream", "view", bus.EventStream, "25", "--raw", "--subject", bus.EventSubject(h.ID, "container", id, ""))
 	expect(t, "the steps in the history", strings.Join(stepsOf(history, id), " "), strings.Join(steps, " "))
-	if got := op.try("kv", "get", bus.BucketContainers, key, "--raw"); got.Code == 0 {
-		t.Errorf("the record is left: %s", got.Stdout)
-	}
+	must(t, commandTime, func() error {
+		if got := op.try("kv", "get", bus.BucketContainers, key, "--raw"); got.Code == 0 {
+			return fmt.Errorf("the record is left: %s", got.Stdout)
+		}
+		return nil
+	})
 }
 
 // stepsOf gives the events of a container in order, from one JSON object a line

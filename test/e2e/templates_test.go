@@ -215,8 +215,6 @@ func TestAPoolVMThatStandsStillIsReplaced(t *testing.T) {
 		t.Errorf("the container's VM is %v, and the one that stood still was %v", vm, still)
 	}
 	sentence(t, vm.GetOriginReason(), "the pool VM before it failed")
-	if err := gone("/proc/" + strconv.Itoa(int(still.GetPid()))); err != nil {
-		t.Error(err)
-	}
+	must(t, cleanTime, func() error { return gone("/proc/" + strconv.Itoa(int(still.GetPid()))) })
 	o.do("delete", id)
 }

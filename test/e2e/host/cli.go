@@ -19,9 +19,10 @@ type Result struct {
 	Code           int // -1 when it did not end by itself
 }
 
-// holdTime is how long a command's output may stay open after its end before
-// that counts as a hang: something that outlives it holds it.
-const holdTime = 3 * time.Second
+// HoldTime is how long a command's output may stay open after its end before
+// that counts as a hang: something that outlives it holds it. What the command itself
+// has written is read by then, however busy the machine.
+const HoldTime = 30 * time.Second
 
 // Run runs a command to its end and to the end of its output. The error tells
 // of a command that did not start, did not end in time, or whose output is held
@@ -30,7 +31,7 @@ func Run(ctx context.Context, stdin io.Reader, env []string, argv ...string) (Re
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdin = stdin
 	cmd.Env = append(os.Environ(), env...)
-	cmd.WaitDelay = holdTime
+	cmd.WaitDelay = HoldTime
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()

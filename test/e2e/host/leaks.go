@@ -25,9 +25,9 @@ import (
 
 const (
 	// recordTime is what the last records are given to go, and leftTime the same
-	// for what has just been killed.
+	// for what has just been killed, on a machine that has other things to do.
 	recordTime = time.Minute
-	leftTime   = 10 * time.Second
+	leftTime   = time.Minute
 	leftPause  = 100 * time.Millisecond // between two looks: nothing tells of an end that is no child's
 )
 
@@ -278,15 +278,20 @@ func (h *Host) VMFiles() ([]string, error) {
 func (h *Host) NoRecords() error {
 	ctx, cancel := context.WithTimeout(context.Background(), recordTime)
 	defer cancel()
+	var known []string
+	var fault error
 	for {
-		known, err := h.records(ctx)
-		if err == nil && len(known) == 0 {
+		now, err := h.records(ctx)
+		if err == nil && len(now) == 0 {
 			return nil
+		}
+		if ctx.Err() == nil { // a look that the end of the time has cut short says nothing of the host
+			known, fault = now, err
 		}
 		select {
 		case <-time.After(leftPause):
 		case <-ctx.Done():
-			return errors.Join(err, fmt.Errorf("host %s still knows %s", h.ID, strings.Join(known, ", ")))
+			return errors.Join(fault, fmt.Errorf("host %s still knows %s", h.ID, strings.Join(known, ", ")))
 		}
 	}
 }
