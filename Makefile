@@ -83,7 +83,7 @@ $(AGENTBINS): $(GOSRC) $(AGENT_LAYOUT)
 	@echo "building $@"
 	@CGO_ENABLED=1 $(GO) build -trimpath -tags 'netgo osusergo seccomp runc_nocriu' -ldflags '-s -w -linkmode external -extldflags "-static -Wl,-z,max-page-size=0x200000,-z,separate-code,-T,$(abspath $(AGENT_LAYOUT)),--defsym=bulkhead_layout=0x$(shell sha256sum $(AGENT_LAYOUT) | head -c 8)"' -o $@ ./agent/cmd/$(@F)
 
-# For QEMU before 9.2; the sources say why.
+# What QEMU lacks; the sources say why.
 $(PRELOAD): $(wildcard vm-worker/hypervisor/qemu/preload/*.c)
 	@echo "building $@"
 	@mkdir -p $(BIN) && gcc -std=gnu11 -Wall -Wextra -Werror -O2 -fPIC -shared -Wl,-z,relro,-z,now -s -o $@ $^

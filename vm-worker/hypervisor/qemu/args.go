@@ -61,8 +61,9 @@ func args(binary string, s hypervisor.Spec, imageBytes int64, r ram) []string {
 	// blocks in which the guest's kernel takes memory.
 	if room := growthMiB(s); room > 0 {
 		a = append(a,
-			"-object", fmt.Sprintf("memory-backend-ram,id=growth,size=%dM", room),
-			"-device", "virtio-mem-pci,id="+growthID+",memdev=growth,requested-size=0")
+			"-object", fmt.Sprintf("memory-backend-ram,id=%s,size=%dM", growthBackend, room),
+			// What is not plugged cannot be read either (growthHold), which a guest is to know.
+			"-device", "virtio-mem-pci,id="+growthID+",memdev="+growthBackend+",requested-size=0,unplugged-inaccessible=on")
 	}
 	// What the guest's kernel has had free for two seconds goes back to the host.
 	a = append(a, "-device", "virtio-balloon-pci,id=balloon0,free-page-reporting=on")

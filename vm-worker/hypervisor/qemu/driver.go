@@ -71,6 +71,7 @@ type Options struct {
 type Driver struct {
 	binary  binary
 	preload preload
+	growth  growthHold
 	zygotes zygoteLibrary
 	log     hclog.Logger
 }
@@ -150,7 +151,8 @@ func (d *Driver) start(ctx context.Context, s hypervisor.Spec, from origin) (_ *
 	if from.ram != ramOwn {
 		files = append(files, from.memory)
 	}
-	c := preloaded(jailConfig(s, args(binary, s, imageBytes, from.ram)), d.preload.find(d.binary.release(), d.log))
+	library := d.preload.find(d.binary.release(), d.log)
+	c := preloaded(jailConfig(s, args(binary, s, imageBytes, from.ram)), library, d.growth.hold(s, binary, d.binary.release(), library, d.log))
 	if from.ram == ramZygote {
 		files = append(files, from.control)
 		c = zygoteJail(c, d.zygotes.find(), 2+len(files))

@@ -11,16 +11,15 @@ import (
 	"bulkhead/vm-worker/jail"
 )
 
-// Preload is the name of the library that lets QEMU before 9.2 make special
-// files on the share, and give back what guests from a template have free;
-// preload/special_files.c and preload/sealed_memory.c say how and why.
+// Preload is the name of the library that keeps memory that a guest was not given from it, lets QEMU before 9.2 make
+// special files on the share, and gives back what guests from a template have free;
+// the sources in preload/ say how and why.
 const Preload = "bulkhead-qemu-special-files.so"
 
 // jailPreload is where the jail shows it.
 const jailPreload = "/preload.so"
 
-// preload finds the library, once. A QEMU without need of it, and a host without
-// it, do without.
+// preload finds the library, once. A host without it does without.
 type preload struct {
 	path string // from Options: empty means beside the program, or where packages put it
 
@@ -31,10 +30,8 @@ type preload struct {
 // find returns the library's path, or nothing.
 func (p *preload) find(version [2]int, log hclog.Logger) string {
 	p.once.Do(func() {
-		if version[0] > 9 || version[0] == 9 && version[1] >= 2 {
-			return
-		}
-		if p.found = findLibrary(libraryPlaces(p.path, Preload)); p.found == "" {
+		p.found = findLibrary(libraryPlaces(p.path, Preload))
+		if p.found == "" && (version[0] < 9 || version[0] == 9 && version[1] < 2) {
 			log.Warn("containers cannot make FIFOs, sockets and device nodes on shared file systems: this QEMU needs a library that is not there",
 				"qemu_version", version, "looked_for", libraryPlaces(p.path, Preload))
 		}
@@ -42,11 +39,11 @@ func (p *preload) find(version [2]int, log hclog.Logger) string {
 	return p.found
 }
 
-// preloaded adds the library to a jail.
-func preloaded(c jail.Config, library string) jail.Config {
+// preloaded adds the library to a jail, which is told by env what to do.
+func preloaded(c jail.Config, library string, env []string) jail.Config {
 	if library != "" {
 		c.Binds = append(c.Binds, jail.Bind{Source: library, Target: jailPreload})
-		c.Env = append(c.Env, "LD_PRELOAD="+jailPreload)
+		c.Env = append(append(c.Env, "LD_PRELOAD="+jailPreload), env...)
 	}
 	return c
 }

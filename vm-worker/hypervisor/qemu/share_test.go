@@ -245,10 +245,10 @@ func TestGuestMakesSpecialFiles(t *testing.T) {
 }
 
 // buildPreload compiles the library as the Makefile does.
-func buildPreload(t *testing.T) string {
+func buildPreload(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), Preload)
-	out, err := exec.Command("gcc", "-Wall", "-Werror", "-O2", "-fPIC", "-shared", "-o", path, "preload/special_files.c", "preload/sealed_memory.c").CombinedOutput()
+	out, err := exec.Command("gcc", "-Wall", "-Werror", "-O2", "-fPIC", "-shared", "-o", path, "preload/growth.c", "preload/special_files.c", "preload/sealed_memory.c").CombinedOutput()
 	if err != nil {
 		t.Fatalf("compiling %s: %v\n%s", Preload, err, out)
 	}
