@@ -5,6 +5,7 @@ package vmworker
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"strconv"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"bulkhead/bus"
 	agentv1 "bulkhead/proto/agent/v1"
+	"bulkhead/vm-worker/hypervisor"
 )
 
 // shortageTime is how long a VM that needs memory waits for others to give theirs back. Its
@@ -24,6 +26,7 @@ type budget struct {
 	w     *Worker
 	total uint64 // bytes that all VMs may have; 0: what the host has
 	free  func() (available, floor uint64)
+	used  func(pid int) uint64 // what a process has of memory of its own
 
 	mu      sync.Mutex
 	claims  map[*sandbox]uint64 // guarded by mu: what VMs are about to have
@@ -33,7 +36,7 @@ type budget struct {
 
 func newBudget(w *Worker) *budget {
 	return &budget{
-		w: w, total: uint64(w.cfg.MemoryBudgetMiB) << 20, free: hostFree,
+		w: w, total: uint64(w.cfg.MemoryBudgetMiB) << 20, free: hostFree, used: usedBy,
 		claims: map[*sandbox]uint64{}, changed: make(chan struct{}),
 	}
 }
@@ -52,11 +55,57 @@ func (b *budget) claim(s *sandbox, bytes uint64) error {
 	if b.total > 0 && all > b.total {
 		return bus.Errorf(bus.ResourceExhausted, "the VMs of this host would have %d MiB of memory, more than the %d that [vm] memory_budget_mib gives them", all>>20, b.total>>20)
 	}
-	if available, floor := b.free(); available < more+floor {
-		return bus.Errorf(bus.ResourceExhausted, "the host has %d MiB of memory left, too little for %d more and %d kept free", available>>20, more>>20, floor>>20)
+	promised := b.promised(s)
+	if available, floor := b.free(); available < more+promised+floor {
+		return bus.Errorf(bus.ResourceExhausted, "the host has %d MiB of memory left, too little for %d more, %d that VMs were given and have not used yet, and %d kept free",
+			available>>20, more>>20, promised>>20, floor>>20)
 	}
 	b.claims[s] = bytes
 	return nil
+}
+
+// promised is what VMs were given to grow by, or are about to be, and have not used yet: the host counts it as
+// available. What they start with is not among it. Few idle VMs ever use all of that, most of it they share with their
+// template, and a host that kept all of it free for each would hold a fraction of them. The caller holds b.mu.
+func (b *budget) promised(claimant *sandbox) (sum uint64) {
+	for _, s := range b.w.sandboxList() {
+		has := s.has()
+		if s != claimant {
+			sum += max(b.claims[s], has) - has
+		}
+		if vm := s.living(); vm != nil {
+			sum += b.unused(s, vm.Record(), has)
+		}
+	}
+	return sum
+}
+
+// usedFor is how long it is believed what a VM has used. It may have used more meanwhile, which the host then counts twice.
+const usedFor = 100 * time.Millisecond
+
+// unused is what of the memory that a VM has grown by it has not used yet. The caller holds b.mu.
+func (b *budget) unused(s *sandbox, rec hypervisor.Record, has uint64) uint64 {
+	grown := has - min(rec.BootMemoryBytes, has)
+	if grown == 0 {
+		return 0
+	}
+	if time.Since(s.usedAt) > usedFor {
+		s.used, s.usedAt = b.used(rec.PID), time.Now()
+	}
+	return min(has-min(s.used, has), grown)
+}
+
+// usedBy reads what a process has of memory of its own: what is resident, without what is a file's (proc(5), statm).
+func usedBy(pid int) uint64 {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/statm")
+	if err != nil {
+		return 0 // it has ended
+	}
+	var size, resident, shared uint64
+	if _, err := fmt.Sscan(string(text), &size, &resident, &shared); err != nil {
+		return 0
+	}
+	return (resident - min(shared, resident)) * uint64(os.Getpagesize())
 }
 
 func (b *budget) settle(s *sandbox) {

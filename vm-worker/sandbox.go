@@ -40,6 +40,9 @@ type sandbox struct {
 
 	sharing sync.Mutex // held while a share is plugged in
 
+	used   uint64    // memory of the VM's own; guarded by budget.mu
+	usedAt time.Time // when that was read; guarded by budget.mu
+
 	mu       sync.Mutex // guards all below
 	rec      *vmv1.Sandbox
 	vm       hypervisor.VM   // nil until started
