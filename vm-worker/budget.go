@@ -4,7 +4,6 @@
 package vmworker
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strconv"
@@ -13,13 +12,8 @@ import (
 	"time"
 
 	"bulkhead/bus"
-	agentv1 "bulkhead/proto/agent/v1"
 	"bulkhead/vm-worker/hypervisor"
 )
-
-// shortageTime is how long a VM that needs memory waits for others to give theirs back. Its
-// guest waits longer (agent/memory).
-const shortageTime = 10 * time.Second
 
 // budget is the memory that the VMs of this host share.
 type budget struct {
@@ -152,22 +146,6 @@ func (s *sandbox) has() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.rec.MemoryBytes
-}
-
-// trimOthers has all other VMs give back what they do not use.
-func (w *Worker) trimOthers(needy *sandbox) {
-	for _, s := range w.sandboxList() {
-		if s == needy || !s.alive() || s.has() <= w.baseMemory() {
-			continue
-		}
-		w.tasks.Go(func() {
-			ctx, cancel := context.WithTimeout(context.Background(), agentTime)
-			defer cancel()
-			if err := s.agentMemory(ctx, &agentv1.MemoryRequest{Trim: true}); err != nil {
-				w.log.Debug("guest not asked for unused memory", "sandbox", s.id, "error", err)
-			}
-		})
-	}
 }
 
 // hostFree is what this host can give without swapping, and what of that no VM gets.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"bulkhead/bus"
 	"bulkhead/bus/config"
@@ -101,5 +102,33 @@ func TestWhatAProcessUsesIsRead(t *testing.T) {
 	}
 	if got := usedBy(1 << 30); got != 0 {
 		t.Errorf("no process uses %d bytes", got)
+	}
+}
+
+// TestRefusalsHoldLongerEachTime and one VM is asked for what it leaves unused once a minute, by whomever.
+func TestRefusalsHoldLongerEachTime(t *testing.T) {
+	var h shortage
+	now := time.Now()
+	for _, want := range []time.Duration{firstHold, 2 * firstHold, 4 * firstHold} {
+		h.refused(now)
+		h.refused(now.Add(want / 2)) // makes it no longer
+		if !h.held(now.Add(want-time.Second)) || h.held(now.Add(want)) {
+			t.Errorf("held for %v, not %v", h.hold, want)
+		}
+		now = now.Add(want)
+	}
+	for range 10 {
+		h.refused(now)
+		now = now.Add(mostHold)
+	}
+	if h.hold != mostHold {
+		t.Errorf("held for %v at most, not %v", h.hold, mostHold)
+	}
+	now = now.Add(mostHold + time.Second)
+	if h.refused(now); h.hold != firstHold {
+		t.Errorf("after a long time without a refusal it is held for %v", h.hold)
+	}
+	if !h.trim(now) || h.trim(now.Add(trimEvery-time.Second)) || !h.trim(now.Add(trimEvery)) {
+		t.Error("it is asked more or less than once a minute")
 	}
 }

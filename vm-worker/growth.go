@@ -70,46 +70,27 @@ type wish struct{ bytes, number uint64 }
 // tells the guest what it has; it returns the number of the newest wish that is done with. One that the host has no memory for is refused: its kernel
 // then decides what has to end.
 func (s *sandbox) fulfil(ctx context.Context, want wish, later <-chan wish) (answered uint64) {
-	deadline, look := time.NewTimer(shortageTime), time.NewTicker(shortageLook)
-	defer deadline.Stop()
-	defer look.Stop()
-	for asked := false; ; {
-		freed := s.w.budget.freed()
-		err := s.changeMemory(ctx, want, false)
-		if err == nil || ctx.Err() != nil || !s.alive() {
-			return want.number
-		}
-		if bus.ReasonOf(err) != bus.ResourceExhausted {
-			// Slow is not short: the guest keeps what it got, and if that is too little, it asks again.
-			s.w.log.Warn("memory of the vm not changed", "sandbox", s.id, "want_mib", want.bytes>>20, "error", err)
-			if err := s.answer(ctx, want.number); err != nil {
-				s.w.log.Debug("guest not told of its memory; it will ask again", "sandbox", s.id, "error", err)
+	err := s.awaitMemory(ctx, func() error {
+		select { // the guest may need less meanwhile
+		case next := <-later:
+			if next.number >= want.number {
+				want = next
 			}
-			return want.number
+		default:
 		}
-		if !asked { // once: each time they give up files that they have cached
-			asked = true
-			defer s.w.budget.inNeed()()
-			s.w.trimOthers(s)
-			s.w.tasks.Go(func() { s.w.stock.yield(s.w.context()) })
-		}
-		select {
-		case <-freed:
-		case <-look.C: // other processes of the host tell nobody what they give back
-			select {
-			case next := <-later: // the guest may need less meanwhile
-				if next.number >= want.number {
-					want = next
-				}
-			default:
-			}
-		case <-deadline.C:
-			s.refuseMemory(ctx, want, err)
-			return want.number
-		case <-ctx.Done():
-			return want.number
+		return s.changeMemory(ctx, want, false)
+	})
+	switch {
+	case err == nil || ctx.Err() != nil || !s.alive():
+	case bus.ReasonOf(err) == bus.ResourceExhausted:
+		s.refuseMemory(ctx, want, err)
+	default: // Slow is not short: the guest keeps what it got, and if that is too little, it asks again.
+		s.w.log.Warn("memory of the vm not changed", "sandbox", s.id, "want_mib", want.bytes>>20, "error", err)
+		if err := s.answer(ctx, want.number); err != nil {
+			s.w.log.Debug("guest not told of its memory; it will ask again", "sandbox", s.id, "error", err)
 		}
 	}
+	return want.number
 }
 
 // refuseMemory tells the guest that it has to do with what it has.
@@ -120,9 +101,6 @@ func (s *sandbox) refuseMemory(ctx context.Context, want wish, why error) {
 		s.w.log.Debug("guest not told that it gets no more memory; its charges do not wait for ever", "sandbox", s.id, "error", err)
 	}
 }
-
-// shortageLook is the pause between two looks at a host that has too little, and between two of the guest's wishes meanwhile.
-const shortageLook = 500 * time.Millisecond
 
 // changeMemory is one attempt to fulfil a wish. Its error is ResourceExhausted when
 // the host has too little now.

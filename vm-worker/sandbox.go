@@ -55,7 +55,8 @@ type sandbox struct {
 	closing  bool                  // nobody may join any more: the VM is being ended
 	removed  bool                  // records are no longer written
 	pooled   bool                  // no container has it yet
-	sessions []time.Time           // when the guest's recent sessions, on both channels, began
+	shortage shortage
+	sessions []time.Time // when the guest's recent sessions, on both channels, began
 }
 
 func (w *Worker) newSandbox(rec *vmv1.Sandbox) *sandbox {
@@ -189,7 +190,7 @@ func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string) erro
 	})
 	w.log.Debug("vm starts", "sandbox", s.id, "origin", rec.Origin, "reason", rec.OriginReason)
 
-	if err := w.budget.claim(s, w.baseMemory()); err != nil {
+	if err := s.awaitMemory(ctx, func() error { return w.budget.claim(s, w.baseMemory()) }); err != nil {
 		return err
 	}
 	defer w.budget.settle(s)

@@ -19,7 +19,8 @@ type cache struct {
 
 // trimCache gives up a part of the cached files that were not used lately: what is
 // free goes back to the host, and a machine may get smaller by it. It leaves off when the
-// containers read again what was given up.
+// containers read again what was given up. Asked to do it now, for another machine that needs the memory, it gives up
+// all that was not used lately, and half of what is in use only when there is nothing else.
 func (g *Governor) trimCache(now bool) {
 	if g.machine.Has <= g.machine.Base {
 		return
@@ -37,7 +38,9 @@ func (g *Governor) trimCache(now bool) {
 	cached := inactive + g.group.keyed("memory.stat", "active_file")
 	bytes := min(inactive/4, cacheStep)
 	if now {
-		bytes = cached / 2
+		if bytes = inactive; bytes < cacheLeast {
+			bytes = cached / 2
+		}
 	}
 	if cached < cacheLeast || bytes < mib {
 		return
