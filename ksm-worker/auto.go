@@ -62,6 +62,8 @@ type auto struct {
 		profit int64
 		at     time.Time
 	}
+	volatile int64 // pages that changed too fast, when all were looked at
+
 	losing bool          // the kernel's notes of pages cost more memory than merging saves, and a pass has not changed that
 	rate   float64       // pages per second that are asked for while sweeping
 	period time.Duration // of a settled pass
@@ -105,6 +107,9 @@ func (a *auto) look(s seen) order {
 		a.sweep(s)
 	case phaseSweeping:
 		a.endOfPass(s, func(gain int64) {
+			if a.passes < sweepPasses { // later ones count those among them that smart_scan passes over
+				a.volatile = s.volatile
+			}
 			a.passes++
 			switch {
 			case a.passes < sweepPasses:
@@ -164,8 +169,8 @@ func (a *auto) pages(s seen) int64 {
 	return max(s.tracked, s.vmPages, 1)
 }
 
-// calmPages are those that a pass can merge: the kernel counts apart which change too fast, or are passed over as they never merged.
-func (a *auto) calmPages(s seen) float64 { return float64(max(a.pages(s)-s.volatile, 1)) }
+// calmPages are those that a pass can merge, without those that change too fast.
+func (a *auto) calmPages(s seen) float64 { return float64(max(a.pages(s)-a.volatile, 1)) }
 
 // allowed is the share of a core that may be used now, in percent.
 func (a *auto) allowed(s seen) float64 {
