@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -38,8 +37,9 @@ func (w *Worker) create(ctx context.Context, req *vmv1.CreateRequest) (*vmv1.Cre
 
 func (w *Worker) createNow(ctx context.Context, req *vmv1.CreateRequest) (*vmv1.CreateReply, error) {
 	// The descriptors are ours from here on, whatever becomes of the request.
-	handed, claimErr := w.handover.Claim(req.Handover)
-	defer closeAll(handed)
+	claimed, claimErr := w.handover.Claim(req.Handover)
+	files := handed{files: claimed}
+	defer func() { closeAll(files.files) }()
 	p, err := newPlan(req, w.cfg)
 	if err != nil {
 		return nil, err
@@ -58,10 +58,13 @@ func (w *Worker) createNow(ctx context.Context, req *vmv1.CreateRequest) (*vmv1.
 	if claimErr != nil {
 		err = bus.Errorf(bus.InvalidArgument, "create of %s: %w", req.Ref.Id, claimErr)
 	} else {
-		err = c.build(ctx, p, handed, &undo)
+		err = c.build(ctx, p, &files, &undo)
+	}
+	if releaseErr := files.release(); releaseErr != nil {
+		w.log.Warn("mounts of a container not let go of", "container", req.Ref.Id, "error", releaseErr)
 	}
 	if err != nil {
-		if cause := context.Cause(ctx); errors.Is(cause, errRelayGone) || errors.Is(cause, errDeleted) {
+		if cause := context.Cause(ctx); !errors.Is(err, errVMLost) && (errors.Is(cause, errRelayGone) || errors.Is(cause, errDeleted)) {
 			err = fmt.Errorf("%w (%w)", cause, err)
 		}
 		c.abort(ctx, &undo, err)
@@ -162,7 +165,7 @@ func newSandboxID() string {
 }
 
 // build does the steps of the saga in order, each with its undo.
-func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo *saga) error {
+func (c *container) build(ctx context.Context, p *plan, files *handed, undo *saga) error {
 	w, s := c.w, c.sb
 	if err := c.openBooks(ctx, p); err != nil {
 		return err
@@ -215,32 +218,18 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 	} else if err := s.bootWithNetwork(ctx, p, network, cg, undo); err != nil {
 		return err
 	}
-	if err := c.attachMounts(ctx, p, handed); err != nil {
+	if err := c.makeInVM(ctx, p, cg, files); err != nil {
 		return err
 	}
-	if err := s.attachShare(ctx, p); err != nil {
-		return err
+	if c.owns() {
+		w.tasks.Go(s.network.follow)
 	}
-	if err := c.attachDisks(ctx, p, handed); err != nil {
-		return err
-	}
-	if err := c.mirrorMounts(ctx); err != nil {
-		return err
-	}
+	// Not before: a relay that has a VM's descriptor ends with that VM.
 	undo.did("attach the relay", func(context.Context) error { s.router.Detach(c.rec.Channel); return nil })
-	if err := c.attachRelay(ctx, c.rec.Channel, p.req.Relay.Socket); err != nil {
-		return err
-	}
-
-	began := time.Now()
-	if err := s.agentCreate(ctx, c.rec, p); err != nil {
-		return err
-	}
-	s.phase("container_create", began)
-	if err := cg.ApplyQuota(); err != nil {
-		return fmt.Errorf("apply the cpu quota: %w", err)
-	}
-	if err := c.commit(ctx); err != nil {
+	if err := c.finish(ctx, p, cg); err != nil {
+		if ended := c.endOfVM(); ended != nil {
+			return ended
+		}
 		return err
 	}
 	w.event(ctx, "container", c.rec.Ref.Id, "created", map[string]string{"sandbox": s.id, "pid": itoa(c.rec.Relay.Pid)})
@@ -249,6 +238,17 @@ func (c *container) build(ctx context.Context, p *plan, handed []*os.File, undo 
 		w.log.Warn("the container does not see the mounts of the host as they are", "container", c.rec.Ref.Id, "error", err)
 	}
 	return nil
+}
+
+// finish attaches the relay of a container that is in its VM, and makes it "created".
+func (c *container) finish(ctx context.Context, p *plan, cg *hostcgroup.Cgroup) error {
+	if err := c.attachRelay(ctx, c.rec.Channel, p.req.Relay.Socket); err != nil {
+		return err
+	}
+	if err := cg.ApplyQuota(); err != nil {
+		return fmt.Errorf("apply the cpu quota: %w", err)
+	}
+	return c.commit(ctx)
 }
 
 // openBooks writes the record before anything it speaks of exists. Its undo is the
@@ -273,18 +273,25 @@ func (c *container) openBooks(ctx context.Context, p *plan) error {
 
 // attachMounts shows the container's file systems to the guest. They end with the
 // VM, so only the containers of a pod detach them one by one.
-func (c *container) attachMounts(ctx context.Context, p *plan, handed []*os.File) error {
+func (c *container) attachMounts(ctx context.Context, p *plan, files *handed) error {
 	vm := c.sb.machine()
+	if c.sb.onTrial() {
+		if err := files.keep(vm); err != nil && !processGone(vm) {
+			c.w.log.Debug("another VM could not take the place of this one any more", "sandbox", c.sb.id, "error", err)
+		}
+	}
 	for _, m := range p.mounts {
 		if m.Memory != nil {
 			continue // the guest has its own
 		}
-		if int(m.Index) >= len(handed) {
-			return bus.Errorf(bus.InvalidArgument, "mount %s names descriptor %d of %d handed over", m.Destination, m.Index, len(handed))
+		file, ok := files.file(m.Index)
+		if !ok {
+			return bus.Errorf(bus.InvalidArgument, "mount %s names descriptor %d of %d handed over", m.Destination, m.Index, len(files.files))
 		}
-		if err := vm.AttachMount(ctx, handed[m.Index], m.source, m.IsDir, m.ReadOnly); err != nil {
+		if err := vm.AttachMount(ctx, file, m.source, m.IsDir, m.ReadOnly); err != nil {
 			return fmt.Errorf("share %s with the VM: %w", m.Destination, err)
 		}
+		files.gave(m.Index, m.source)
 	}
 	return nil
 }

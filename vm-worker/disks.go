@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"os"
 	"path/filepath"
 
 	"bulkhead/bus"
@@ -49,12 +48,13 @@ func (p *plan) planDisks() error {
 
 // attachDisks plugs the container's block devices into the VM. They end with it,
 // so only the containers of a pod detach them.
-func (c *container) attachDisks(ctx context.Context, p *plan, handed []*os.File) error {
+func (c *container) attachDisks(ctx context.Context, p *plan, files *handed) error {
 	for _, d := range p.disks {
-		if int(d.Index) >= len(handed) {
-			return bus.Errorf(bus.InvalidArgument, "block device %d:%d names descriptor %d of %d handed over", d.Major, d.Minor, d.Index, len(handed))
+		file, ok := files.file(d.Index)
+		if !ok {
+			return bus.Errorf(bus.InvalidArgument, "block device %d:%d names descriptor %d of %d handed over", d.Major, d.Minor, d.Index, len(files.files))
 		}
-		err := c.sb.machine().AttachDisk(ctx, hypervisor.Disk{ID: d.serial, File: handed[d.Index], ReadOnly: d.ReadOnly})
+		err := c.sb.machine().AttachDisk(ctx, hypervisor.Disk{ID: d.serial, File: file, ReadOnly: d.ReadOnly})
 		if err != nil {
 			return fmt.Errorf("give block device %d:%d to the VM: %w", d.Major, d.Minor, err)
 		}

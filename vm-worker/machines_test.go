@@ -184,6 +184,7 @@ func (m *machine) dial(ctx context.Context, name string) (net.Conn, error) {
 }
 
 func (m *machine) AttachMount(context.Context, *os.File, string, bool, bool) error { return nil }
+func (m *machine) KeepMounts() (hypervisor.KeptMounts, error)                      { return nil, errors.ErrUnsupported }
 func (m *machine) DetachMounts(context.Context, string) error                      { return nil }
 func (m *machine) AttachShare(context.Context, string) error                       { return nil }
 func (m *machine) AttachDisk(context.Context, hypervisor.Disk) error               { return nil }

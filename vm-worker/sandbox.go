@@ -48,7 +48,7 @@ type sandbox struct {
 	vm       hypervisor.VM   // nil until started
 	life     context.Context // ends with the VM, and requests to its agent with it
 	ready    chan struct{}   // closed at the first "ready" of the VM's agent
-	trial    *trial          // nil: the VM's end is the sandbox's
+	trial    *trial          // nil: the VM's end is the sandbox's, as that of a pool's own VM
 	kernel   string          // what the agent called its kernel
 	channels channelNumbers
 	members  map[string]*container // containers that need the VM, by key
@@ -110,11 +110,10 @@ func (s *sandbox) phase(name string, since time.Time) {
 	s.rec.Phases[name] = durationpb.New(time.Since(since))
 }
 
-// boot starts the VM, or takes it as it comes from the pool, and returns when its
-// agent has its identity.
-func (s *sandbox) boot(ctx context.Context, p *plan, cg *hostcgroup.Cgroup, undo *saga) error {
+// come starts the VM, or takes it as it comes from the pool, and returns when its
+// agent has its identity. The VM stays on trial.
+func (s *sandbox) come(ctx context.Context, p *plan, cg *hostcgroup.Cgroup) error {
 	started := time.Now()
-	s.undoStart(undo)
 	settle := func(ctx context.Context) error { return s.settleIn(ctx, p, cg) }
 	if err := s.obtain(ctx, p, cg.ProcsPaths(), settle); err != nil {
 		return err
@@ -132,7 +131,7 @@ func (s *sandbox) boot(ctx context.Context, p *plan, cg *hostcgroup.Cgroup, undo
 	return nil
 }
 
-// bootWithNetwork starts the VM and wires it to the network of its first container meanwhile.
+// bootWithNetwork starts the VM and attaches the network of its first container meanwhile.
 func (s *sandbox) bootWithNetwork(ctx context.Context, p *plan, ns *netv1.Namespace, cg *hostcgroup.Cgroup, undo *saga) error {
 	if err := s.keepNetwork(ctx, p, ns); err != nil {
 		return err
@@ -141,23 +140,15 @@ func (s *sandbox) bootWithNetwork(ctx context.Context, p *plan, ns *netv1.Namesp
 	defer stop(nil)
 	network := s.network.begin(ctx, stop)
 	undo.did("attach the network", network.undo)
-	err := s.boot(ctx, p, cg, undo)
+	s.undoStart(undo)
+	err := s.come(ctx, p, cg)
 	if err != nil {
 		stop(err)
 	}
 	if netErr := network.wait(); netErr != nil && (err == nil || errors.Is(context.Cause(ctx), netErr)) {
 		return netErr // what went wrong first
 	}
-	if err != nil {
-		return err
-	}
-	began := time.Now()
-	if err := s.network.sync(ctx); err != nil {
-		return err
-	}
-	s.phase("network", began)
-	s.w.tasks.Go(s.network.follow)
-	return nil
+	return err
 }
 
 // start starts a VM from its template, or boots it, and waits for its agent.
@@ -200,11 +191,9 @@ func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string) erro
 		return err
 	}
 	s.phase("vm_spawn", started)
-	if p.from != nil {
-		s.beginTrial()
-	}
+	s.beginTrial()
 	s.adoptVM(vm)
-	if err := s.awaitReady(ctx, vm); err != nil {
+	if err := s.awaitReady(ctx, vm, s.patience(ctx, p)); err != nil {
 		return fault{err}
 	}
 	return nil
@@ -306,9 +295,9 @@ func (s *sandbox) adoptVM(vm hypervisor.VM) {
 	s.w.tasks.Go(func() { s.watchVM(vm, died) })
 }
 
-// awaitReady waits for the agent's first word, for the VM's death or for ctx.
-func (s *sandbox) awaitReady(ctx context.Context, vm hypervisor.VM) error {
-	limit, set := s.patience(ctx), ""
+// awaitReady waits for the agent's first word, for the VM's death or for ctx, no longer than limit.
+func (s *sandbox) awaitReady(ctx context.Context, vm hypervisor.VM, limit time.Duration) error {
+	set := ""
 	if limit == s.w.cfg.BootTimeout.Duration {
 		set = ", which [vm] boot_timeout sets"
 	}

@@ -209,7 +209,7 @@ func (k *stock) startFrom(ctx context.Context, base hypervisor.Spec) (_ *sandbox
 	}
 	k.templates.cloned(base.From)
 	s.adoptVM(vm)
-	if err := s.awaitReady(ctx, vm); err != nil {
+	if err := s.awaitReady(ctx, vm, w.cfg.BootTimeout.Duration); err != nil {
 		return nil, fault{err}
 	}
 	s.phase("pool_ready", began)

@@ -13,10 +13,10 @@ import (
 	"bulkhead/vm-worker/hypervisor"
 )
 
-// A clone is on trial until its agent has answered under the name that it keeps: what stands ready may have
-// come to harm meanwhile, and a template may be no good. Until then the VM's end is not that of
-// its sandbox: another one takes its place, under the same name and in the same directory, a second clone and
-// then one that boots. Later it cannot, as the container's file systems are the first VM's by then.
+// A VM is on trial until its first container is in it. Until then its end is not that of its sandbox: another one takes
+// its place, under the same name and in the same directory. A clone that fails before its agent has answered under
+// the name that it keeps is replaced by a second clone, and that by a VM that boots: what stands ready may have come to harm
+// meanwhile, and a template may be no good. A VM that ends later is replaced once (anothervm.go).
 
 const (
 	// clonePart and answerPart of [vm] boot_timeout bound the wait for the agent of a clone, and the first question to it.
@@ -107,9 +107,14 @@ func (s *sandbox) outlived(vm hypervisor.VM) bool {
 	}
 }
 
-// obtain gets the sandbox a VM whose agent has its identity: the one that it has from the pool, a clone, or one that boots.
-func (s *sandbox) obtain(ctx context.Context, p *plan, cgroupProcs []string, settle func(context.Context) error) error {
-	defer s.endTrial(false)
+// obtain gets the sandbox a VM whose agent has its identity: the one that it has from the pool, a clone, or one that boots. It
+// is on trial, unless there is an error.
+func (s *sandbox) obtain(ctx context.Context, p *plan, cgroupProcs []string, settle func(context.Context) error) (err error) {
+	defer func() {
+		if err != nil {
+			s.endTrial(false)
+		}
+	}()
 	from := p.from
 	var bad error // why the first clone failed
 	for clones := 1; ; clones++ {
@@ -128,6 +133,7 @@ func (s *sandbox) obtain(ctx context.Context, p *plan, cgroupProcs []string, set
 			p.from, p.whyBoot = nil, p.setback
 		}
 		s.w.log.Warn("a VM failed before it was its container's; another takes its place", "sandbox", s.id, "origin", s.origin(), "error", err)
+		s.tellReplaced(ctx, err.Error())
 		if replaceErr := s.replace(ctx); replaceErr != nil {
 			return errors.Join(err, replaceErr)
 		}
@@ -157,7 +163,7 @@ func (s *sandbox) attempt(ctx context.Context, p *plan, cgroupProcs []string, se
 	}
 	s.phase("agent_ready", began)
 	limit := processorTime
-	if s.onTrial() && p.size.VCPUs <= s.machine().Record().VCPUs { // else its kernel has processors to bring up
+	if p.from != nil && p.size.VCPUs <= s.machine().Record().VCPUs { // else its kernel has processors to bring up
 		limit = min(limit, s.w.cfg.BootTimeout.Duration/answerPart)
 	}
 	if err := s.grow(ctx, p); err != nil {
@@ -216,9 +222,9 @@ func (s *sandbox) origin() string {
 
 // patience is how long the agent of a new VM may take to be ready: of a clone not so long that
 // no other could be started in the time that is left.
-func (s *sandbox) patience(ctx context.Context) time.Duration {
+func (s *sandbox) patience(ctx context.Context, p *plan) time.Duration {
 	limit := s.w.cfg.BootTimeout.Duration
-	if !s.onTrial() {
+	if p.from == nil {
 		return limit
 	}
 	limit /= clonePart

@@ -165,15 +165,20 @@ func TestEverythingWorksOnAfterARestartOfTheDaemon(t *testing.T) {
 
 // eventOf gives the last event of that name of a container, from the history.
 func eventOf(conn *bus.Conn, id, name string) (*busv1.Event, error) {
+	return lastEvent(conn, "container", id, name)
+}
+
+// lastEvent is eventOf for any kind of thing.
+func lastEvent(conn *bus.Conn, kind, id, name string) (*busv1.Event, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), deathTime)
 	defer cancel()
 	stream, err := conn.JetStream().Stream(ctx, bus.EventStream)
 	if err != nil {
 		return nil, err
 	}
-	msg, err := stream.GetLastMsgForSubject(ctx, bus.EventSubject(conn.Host(), "container", id, name))
+	msg, err := stream.GetLastMsgForSubject(ctx, bus.EventSubject(conn.Host(), kind, id, name))
 	if err != nil {
-		return nil, fmt.Errorf("event %s of container %s: %w", name, id, err)
+		return nil, fmt.Errorf("event %s of %s %s: %w", name, kind, id, err)
 	}
 	ev := &busv1.Event{}
 	return ev, protojson.Unmarshal(msg.Data, ev)

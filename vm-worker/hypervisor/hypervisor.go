@@ -102,6 +102,10 @@ type VM interface {
 	// a file the empty file, it is attached to. The descriptor stays the caller's.
 	AttachMount(ctx context.Context, mount *os.File, relPath string, isDir, readOnly bool) error
 
+	// KeepMounts holds what AttachMount attaches until the result is closed, also
+	// beyond the end of the VM: another VM can be given the same then.
+	KeepMounts() (KeptMounts, error)
+
 	// DetachMounts detaches every mount at or below relPrefix and removes the
 	// directories made for them. That nothing is there is no error.
 	DetachMounts(ctx context.Context, relPrefix string) error
@@ -173,6 +177,14 @@ type VM interface {
 	// Release lets go of the VM and leaves it running, for a worker that ends
 	// and will adopt it again.
 	Release()
+}
+
+// KeptMounts are the mounts of a VM's share, which may have ended.
+type KeptMounts interface {
+	// Again returns a detached mount like the one that was attached at relPath, for
+	// AttachMount of another VM. It is the caller's to close.
+	Again(ctx context.Context, relPath string) (*os.File, error)
+	Close() error
 }
 
 // Disk is a block device of the host that is given to a guest.

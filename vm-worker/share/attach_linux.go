@@ -95,14 +95,14 @@ func checkPath(rel string) error {
 	return nil
 }
 
-// inNamespace runs do on a thread of its own inside the mount namespace of the
-// process vm names. The thread is discarded: a thread that has been elsewhere
-// must never serve other goroutines.
-func inNamespace(vm *os.File, do func() error) error {
-	// Fd would make the descriptor blocking, and its owner waits on it.
-	raw, err := vm.SyscallConn()
+// inNamespace runs do on a thread of its own inside the mount namespace that of
+// names: a pidfd of a process in it, or its own descriptor. The thread is
+// discarded: a thread that has been elsewhere must never serve other goroutines.
+func inNamespace(of *os.File, do func() error) error {
+	// Fd would make the descriptor blocking, and its owner may wait on it.
+	raw, err := of.SyscallConn()
 	if err != nil {
-		return fmt.Errorf("using the vm's pidfd: %w", err)
+		return fmt.Errorf("using the vm's descriptor: %w", err)
 	}
 	return onOwnThread(func() error {
 		// A thread shares its root and working directory with its process

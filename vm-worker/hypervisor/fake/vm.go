@@ -132,6 +132,23 @@ func (v *vm) AttachMount(ctx context.Context, _ *os.File, relPath string, _, rea
 	return nil
 }
 
+// KeepMounts keeps names: a fake guest has no file system.
+func (v *vm) KeepMounts() (hypervisor.KeptMounts, error) { return keptMounts{v}, nil }
+
+type keptMounts struct{ v *vm }
+
+func (k keptMounts) Again(ctx context.Context, relPath string) (*os.File, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if _, attached := k.v.attachedPaths()[relPath]; !attached {
+		return nil, fmt.Errorf("cloning the mount at %q: nothing is attached there", relPath)
+	}
+	return os.Open(os.DevNull)
+}
+
+func (keptMounts) Close() error { return nil }
+
 // MirrorMounts only tells: the host's mounts are not in a fake guest.
 func (v *vm) MirrorMounts(ctx context.Context, f hypervisor.Followed) error {
 	if v.driver.options.Mirrored != nil {

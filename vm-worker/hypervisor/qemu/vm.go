@@ -276,6 +276,15 @@ func (v *vm) AttachMount(ctx context.Context, mount *os.File, relPath string, is
 	return v.wrap(share.Attach(ctx, v.pidfd, mount, relPath, isDir, readOnly))
 }
 
+// KeepMounts implements hypervisor.VM.
+func (v *vm) KeepMounts() (hypervisor.KeptMounts, error) {
+	kept, err := share.Keep(v.pidfd)
+	if err != nil {
+		return nil, v.wrap(err)
+	}
+	return kept, nil
+}
+
 func (v *vm) MirrorMounts(ctx context.Context, f hypervisor.Followed) error {
 	err := share.Mirror(ctx, v.pidfd, share.Followed(f))
 	if err != nil && v.gone() {
