@@ -38,10 +38,11 @@ type host struct {
 	stock  *templating // nil: the hypervisor has no templates
 	cfg    config.VM
 
-	pressure string // where the kernel tells of waits for memory
-	cgroups  string // where the containers have their host cgroups
-	before   []int  // fake VMs that are not this test's
-	stop     func() // ends the worker as SIGTERM does and waits for it
+	pressure string        // where the kernel tells of waits for memory
+	retry    time.Duration // before another template is made for one that is no good; 0: as in life
+	cgroups  string        // where the containers have their host cgroups
+	before   []int         // fake VMs that are not this test's
+	stop     func()        // ends the worker as SIGTERM does and waits for it
 	mu       sync.Mutex
 	events   []*busv1.Event // guarded by mu
 	changed  chan struct{}  // guarded by mu: closed at the next event
@@ -127,7 +128,7 @@ func (h *host) serve() {
 	go func() {
 		ended <- vmworker.Run(ctx, vmworker.Deps{
 			Conn: conn, RunDir: h.bus.RunDir, Config: h.cfg, Driver: driver, Log: bustest.Log(h.t),
-			Version: "0.0.1", Serving: func() { _ = conn.NATS().Flush(); close(serving) }, PressureFile: h.pressure,
+			Version: "0.0.1", Serving: func() { _ = conn.NATS().Flush(); close(serving) }, PressureFile: h.pressure, TemplateRetry: h.retry,
 		})
 	}()
 	select {

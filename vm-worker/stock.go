@@ -92,8 +92,13 @@ func (k *stock) run() {
 		for _, kind := range k.templates.missing() {
 			k.templates.make(k.w.context(), kind)
 		}
-		if !k.fill(k.w.context()) {
-			retry.Reset(stockRetry)
+		filled := k.fill(k.w.context())
+		again := k.renew(k.w.context()) // after: a pool that is empty is missed sooner
+		if !filled && (again == 0 || again > stockRetry) {
+			again = stockRetry
+		}
+		if again > 0 {
+			retry.Reset(again)
 		}
 	}
 }

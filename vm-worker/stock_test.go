@@ -34,6 +34,8 @@ type templating struct {
 	spoil  func(*hanging) // does harm to a VM that was started from one; nil: none comes to any
 	broke  error          // why no VM can be started at all
 	made   int
+	making int // templates that are being made now
+	most   int // the most that were at one time
 }
 
 type fakeTemplate struct{ key string }
@@ -68,7 +70,10 @@ func (d *templating) MakeTemplate(ctx context.Context, s hypervisor.Spec, ready 
 	d.mu.Lock()
 	broken := d.broken
 	d.made++
+	d.making++
+	d.most = max(d.most, d.making)
 	d.mu.Unlock()
+	defer d.set(func() { d.making-- })
 	if broken != nil {
 		return nil, broken
 	}
@@ -302,7 +307,9 @@ func TestATemplateThatFailsIsToldAndVMsBoot(t *testing.T) {
 // TestAVMInUseGetsTheMemoryOfThePool: what nobody uses is given up when a container needs it, and a VM that
 // another container takes meanwhile is that one's.
 func TestAGuestThatCannotRehearseBecomesATemplateWithout(t *testing.T) {
-	h := newStock(t, 1, func(d *templating) { d.observed.Driver = fake.New(fake.Options{RehearsalError: "it has stage fright"}) })
+	h := newStock(t, 1, func(d *templating) {
+		d.observed.Driver = fake.New(fake.Options{RehearsalError: func() error { return errors.New("it has stage fright") }})
+	})
 	p := h.awaitPool("filled", full)
 	h.stock.set(func() {
 		if h.stock.made != 2 || p.Templates[0].State != "ready" {

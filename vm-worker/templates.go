@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -39,41 +40,36 @@ func kindOf(selinux bool) kind {
 	return plainKind
 }
 
-// templateRetry is the pause after a template could not be made.
-const templateRetry = 5 * time.Minute
-
-// longestRetry is the longest pause after a template from which VMs can be started, and not as well as they could: what
-// this host's QEMU lacks is not there the next time, and while another is made, VMs boot.
-const longestRetry = 24 * time.Hour
-
 // templates holds what VMs continue from, one template for each kind of guest. They are
 // memory of this process's: a worker that starts has none, and one that is killed leaves none.
 type templates struct {
 	w      *Worker
 	driver hypervisor.Templater // nil: switched off, or the driver has none
 	why    string               // why there are none, in a sentence
+	retry  time.Duration        // the shortest pause before another is made for one that is no good
 
 	mu     sync.Mutex // guards all below
 	byKind map[kind]*madeTemplate
 	wanted map[kind]bool          // somebody would have used one
-	pauses map[kind]time.Duration // of the last template, if that was worn from the start
+	pauses map[kind]time.Duration // after the last template, if that failed or lacked something from the start
 }
 
 // madeTemplate is a template on its way, ready, or failed.
 type madeTemplate struct {
-	kind     kind
-	template hypervisor.Template // nil: on its way, or failed
-	err      error               // why it failed
-	key      string              // of what it was to be made of, when that is known
-	failed   time.Time
-	made     time.Time
-	took     time.Duration
-	pause    time.Duration // until another is made, if it is worn
-	clones   uint64
+	kind        kind
+	dir         string
+	template    hypervisor.Template // nil: on its way, or failed
+	unrehearsed error               // why its guest did not rehearse; nil: it did
+	err         error               // why it failed
+	key         string              // of what it was to be made of, when that is known
+	made        time.Time
+	took        time.Duration
+	again       time.Time // not before this another is made, if there is a reason
+	clones      uint64
 }
 
 func (w *Worker) newTemplates() *templates {
-	t := &templates{w: w, byKind: map[kind]*madeTemplate{}, wanted: map[kind]bool{}, pauses: map[kind]time.Duration{}}
+	t := &templates{w: w, byKind: map[kind]*madeTemplate{}, wanted: map[kind]bool{}, pauses: map[kind]time.Duration{}, retry: cmp.Or(w.templateRetry, templateRetry)}
 	driver, ok := w.driver.(hypervisor.Templater)
 	switch {
 	case !w.cfg.Templates:
@@ -138,7 +134,7 @@ func (t *templates) current(ctx context.Context, k kind, base hypervisor.Spec) (
 		t.w.stock.wake()
 		return nil, errors.New("the first template is not made yet")
 	case m.err != nil:
-		if time.Since(m.failed) > templateRetry || m.key != key {
+		if m.key != key {
 			delete(t.byKind, k)
 			t.w.stock.wake()
 		}
@@ -159,7 +155,7 @@ func (t *templates) dropLocked(m *madeTemplate) {
 		if err := m.template.Close(); err != nil {
 			t.w.log.Warn("template not given up", "kind", m.kind, "error", err)
 		}
-		t.removeDir(m.kind)
+		t.removeDir(m)
 	}
 	if t.byKind[m.kind] == m {
 		delete(t.byKind, m.kind)
@@ -171,36 +167,45 @@ func (t *templates) distrust(ctx context.Context, bad hypervisor.Template, err e
 	if ctx.Err() != nil {
 		return // it is the start that was given up
 	}
-	gone := errors.Is(err, hypervisor.ErrTemplateGone)
-	k, found := kind(""), false
+	var failed *madeTemplate
+	found := false
 	t.mu.Lock()
 	for _, m := range t.byKind {
 		if m.template != bad {
 			continue
 		}
-		k, found = m.kind, true
+		found = true
 		t.dropLocked(m)
-		if !gone {
-			t.byKind[k] = &madeTemplate{kind: k, err: err, key: bad.Key(), failed: time.Now()}
+		if !errors.Is(err, hypervisor.ErrTemplateGone) {
+			failed = t.failedLocked(m.kind, err, bad.Key())
+			t.byKind[m.kind] = failed
 		}
 	}
 	t.mu.Unlock()
-	switch {
-	case !found:
-	case gone:
-		t.w.stock.wake()
-	default:
-		t.tellFailed(ctx, k, err)
+	if failed != nil {
+		t.tellFailed(ctx, failed)
+	}
+	if found {
+		t.w.stock.wake() // to make another, at once or later
 	}
 }
 
-func (t *templates) tellFailed(ctx context.Context, k kind, err error) {
-	t.w.log.Error("no template; VMs boot until one is made", "kind", k, "retry_in", templateRetry, "error", err)
-	t.w.event(ctx, "template", string(k), "failed", map[string]string{"error": err.Error()})
+func (t *templates) tellFailed(ctx context.Context, m *madeTemplate) {
+	pause := time.Until(m.again).Round(time.Second)
+	t.w.log.Error("no template; VMs boot until one is made", "kind", m.kind, "retry_in", pause, "error", m.err)
+	t.w.event(ctx, "template", string(m.kind), "failed", map[string]string{"error": m.err.Error(), "retry_in": pause.String()})
 }
 
-// cloned counts, and gives up a template that is worse than it could be, though not more often than one that fails, and
-// ever more rarely where the next was no better.
+// tellMade tells of a template, and what it lacks.
+func (t *templates) tellMade(ctx context.Context, m *madeTemplate) {
+	told := map[string]string{"key": m.template.Key(), "mib": itoa(uint32(m.template.Bytes() >> 20))}
+	if lacks := m.lacks(); lacks != nil {
+		told["worn"], told["retry_in"] = lacks.Error(), time.Until(m.again).Round(time.Second).String()
+	}
+	t.w.event(ctx, "template", string(m.kind), "made", told)
+}
+
+// cloned counts, and has a template that is found to be less than it could be replaced when it is time.
 func (t *templates) cloned(from hypervisor.Template) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -209,9 +214,7 @@ func (t *templates) cloned(from hypervisor.Template) {
 			continue
 		}
 		m.clones++
-		if worn := from.Worn(); worn != nil && time.Since(m.made) > m.pause {
-			t.w.log.Warn("another template is made", "kind", m.kind, "error", worn)
-			t.dropLocked(m)
+		if m.lacks() != nil && time.Now().After(m.again) {
 			t.w.stock.wake()
 		}
 	}
@@ -277,40 +280,39 @@ func (t *templates) missing() []kind {
 	return kinds
 }
 
-// make makes the template of a kind.
+// make makes the template of a kind that has none.
 func (t *templates) make(ctx context.Context, k kind) {
-	m := &madeTemplate{kind: k}
 	t.mu.Lock()
+	t.byKind[k] = &madeTemplate{kind: k}
+	t.mu.Unlock()
+	m := t.try(ctx, k, "")
+	t.mu.Lock()
+	if m.err != nil {
+		m = t.failedLocked(k, m.err, m.key)
+	} else {
+		m.again = m.made.Add(t.pauseLocked(k, m.lacks()))
+	}
 	t.byKind[k] = m
 	t.mu.Unlock()
-	began := time.Now()
-	key := t.w.stock.watchParts(ctx, k) // before: what changes while it is made is told
-	made, err := t.boot(ctx, k)
-	t.mu.Lock()
-	if err != nil {
-		m.err, m.failed, m.key = err, time.Now(), key
-	} else {
-		m.template, m.made, m.took = made, time.Now(), time.Since(began)
-		m.pause = t.pauseLocked(k, made.Worn())
+	switch {
+	case m.err == nil:
+		t.tellMade(ctx, m)
+	case ctx.Err() == nil: // else the worker ends
+		t.tellFailed(ctx, m)
 	}
-	t.mu.Unlock()
-	if err != nil {
-		if ctx.Err() == nil { // else the worker ends
-			t.tellFailed(ctx, k, err)
-		}
-		return
-	}
-	t.w.event(ctx, "template", string(k), "made", map[string]string{"key": made.Key(), "mib": itoa(uint32(made.Bytes() >> 20))})
 }
 
-// pauseLocked is the pause of a template that was made just now. The caller holds t.mu.
-func (t *templates) pauseLocked(k kind, worn error) time.Duration {
-	if worn == nil {
-		delete(t.pauses, k)
-		return templateRetry
+// try makes a template that is nobody's yet, beside the one that has a directory.
+func (t *templates) try(ctx context.Context, k kind, beside string) *madeTemplate {
+	m := &madeTemplate{kind: k, dir: t.dir(k)}
+	if m.dir == beside {
+		m.dir += "-2"
 	}
-	t.pauses[k] = min(max(2*t.pauses[k], templateRetry), longestRetry)
-	return t.pauses[k]
+	began := time.Now()
+	m.key = t.w.stock.watchParts(ctx, k) // before: what changes while it is made is told
+	m.template, m.unrehearsed, m.err = t.boot(ctx, m)
+	m.made, m.took = time.Now(), time.Since(began)
+	return m
 }
 
 // dir is where a guest becomes a template, and where the process is recorded that forks VMs from then on.
@@ -318,35 +320,35 @@ func (t *templates) dir(k kind) string { return t.w.store.sandboxDir("template-"
 
 // boot boots the guest of a template in a directory that the next worker removes,
 // with what runs in it, should this one not. It stays as long as a process of it does.
-func (t *templates) boot(ctx context.Context, k kind) (hypervisor.Template, error) {
-	spec, err := t.w.base(k)
+func (t *templates) boot(ctx context.Context, m *madeTemplate) (made hypervisor.Template, unrehearsed, err error) {
+	spec, err := t.w.base(m.kind)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if spec.CgroupProcs, err = t.w.stock.cgroups.procs(forking); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	spec.ID = "template-" + string(k)
-	spec.Dir = t.dir(k)
+	spec.ID, spec.Dir = filepath.Base(m.dir), m.dir
 	if err := os.MkdirAll(spec.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of a template: %w", err)
+		return nil, nil, fmt.Errorf("make the directory of a template: %w", err)
 	}
-	made, err := t.driver.MakeTemplate(ctx, spec, t.w.makeReady)
+	made, err = t.driver.MakeTemplate(ctx, spec, t.w.makeReady)
 	if errors.Is(err, errRehearsal) && ctx.Err() == nil {
 		// Containers start slower from it, but sooner than in a VM that boots.
-		t.w.log.Error("the guest of a template could not rehearse, and is made anew without", "kind", k, "error", err)
+		t.w.log.Error("the guest of a template could not rehearse, and is made anew without", "kind", m.kind, "error", err)
+		unrehearsed = errors.New(printable(err.Error(), maxFault)) // what it says is the guest's
 		made, err = t.driver.MakeTemplate(ctx, spec, awaitListening)
 	}
 	if err != nil || made.Process() == 0 {
-		t.removeDir(k)
+		t.removeDir(m)
 	}
-	return made, err
+	return made, unrehearsed, err
 }
 
 // removeDir removes the directory of a template. What is left there is the next worker's to remove; the template is none of it.
-func (t *templates) removeDir(k kind) {
-	if err := os.RemoveAll(t.dir(k)); err != nil {
-		t.w.log.Warn("directory of a template not removed", "kind", k, "error", err)
+func (t *templates) removeDir(m *madeTemplate) {
+	if err := os.RemoveAll(m.dir); err != nil {
+		t.w.log.Warn("directory of a template not removed", "kind", m.kind, "error", err)
 	}
 }
 
@@ -394,12 +396,12 @@ func (t *templates) describe() []*vmv1.Template {
 		d := &vmv1.Template{Kind: string(m.kind), State: "making", Clones: m.clones}
 		switch {
 		case m.err != nil:
-			d.State, d.Error = "failed", m.err.Error()
+			d.State, d.Error, d.Again = "failed", m.err.Error(), timestamppb.New(m.again)
 		case m.template != nil:
 			d.State, d.Key, d.Bytes = "ready", m.template.Key(), uint64(m.template.Bytes())
 			d.Pid = int32(m.template.Process())
-			if worn := m.template.Worn(); worn != nil {
-				d.Worn = worn.Error()
+			if lacks := m.lacks(); lacks != nil {
+				d.Worn, d.Again = lacks.Error(), timestamppb.New(m.again)
 			}
 			d.Made, d.Took = timestamppb.New(m.made), durationpb.New(m.took)
 		}

@@ -12,7 +12,7 @@ import (
 // TestATemplateThatIsNoBetterTheNextTimeIsMadeEverMoreRarely: what a host's QEMU lacks, it lacks each time.
 func TestATemplateThatIsNoBetterTheNextTimeIsMadeEverMoreRarely(t *testing.T) {
 	t.Parallel()
-	templates := &templates{pauses: map[kind]time.Duration{}}
+	templates := &templates{pauses: map[kind]time.Duration{}, retry: templateRetry}
 	for i, want := range []time.Duration{templateRetry, 2 * templateRetry, 4 * templateRetry} {
 		if got := templates.pauseLocked(plainKind, errors.New("it does not fork")); got != want {
 			t.Errorf("after %d worn templates the pause is %s, want %s", i+1, got, want)

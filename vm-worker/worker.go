@@ -40,6 +40,8 @@ type Deps struct {
 	// PressureFile is where the kernel tells how long processes have waited for memory: of the
 	// host, when empty, or of a cgroup (memory.pressure).
 	PressureFile string
+	// TemplateRetry is the first pause after a template that is no good; 0: five minutes.
+	TemplateRetry time.Duration
 	// Serving, when set, is called once the service answers.
 	Serving func()
 }
@@ -61,6 +63,8 @@ type Worker struct {
 	stock    *stock
 	pressure string // Deps.PressureFile
 	accel    hypervisor.Choice
+
+	templateRetry time.Duration // Deps.TemplateRetry
 
 	stopHandover context.CancelFunc
 
@@ -133,8 +137,8 @@ func newWorker(ctx context.Context, d Deps) (*Worker, error) {
 			containers: containers, sandboxes: sandboxes, log: d.Log,
 			behind: make(chan struct{}, 1),
 		},
-		ops:        ops,
-		pressure:   cmp.Or(d.PressureFile, hostPressure),
+		ops:      ops,
+		pressure: cmp.Or(d.PressureFile, hostPressure), templateRetry: d.TemplateRetry,
 		accel:      hypervisor.Choice{Mode: hypervisor.Accelerator(d.Config.Accelerator)},
 		handover:   handover,
 		containers: map[string]*container{},

@@ -3237,7 +3237,8 @@ type Template struct {
 	Took          *durationpb.Duration   `protobuf:"bytes,7,opt,name=took,proto3" json:"took,omitempty"`      // to make it
 	Clones        uint64                 `protobuf:"varint,8,opt,name=clones,proto3" json:"clones,omitempty"` // VMs started from it
 	Pid           int32                  `protobuf:"varint,9,opt,name=pid,proto3" json:"pid,omitempty"`       // process that forks them; 0: they start by themselves
-	Worn          string                 `protobuf:"bytes,10,opt,name=worn,proto3" json:"worn,omitempty"`     // why they start slower than they could; another template is made in a while
+	Worn          string                 `protobuf:"bytes,10,opt,name=worn,proto3" json:"worn,omitempty"`     // why they start slower than they could: its guest did not rehearse, or nothing forks them
+	Again         *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=again,proto3" json:"again,omitempty"`   // when another is tried, at the earliest, for one that failed or is worn
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3340,6 +3341,13 @@ func (x *Template) GetWorn() string {
 		return x.Worn
 	}
 	return ""
+}
+
+func (x *Template) GetAgain() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Again
+	}
+	return nil
 }
 
 var File_vm_v1_vm_proto protoreflect.FileDescriptor
@@ -3618,7 +3626,7 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x06missed\x18\x05 \x01(\x04R\x06missed\x126\n" +
 	"\ttemplates\x18\x06 \x03(\v2\x18.bulkhead.vm.v1.TemplateR\ttemplates\x125\n" +
 	"\tsandboxes\x18\a \x03(\v2\x17.bulkhead.vm.v1.SandboxR\tsandboxes\x12\x12\n" +
-	"\x04next\x18\b \x01(\tR\x04next\"\x8f\x02\n" +
+	"\x04next\x18\b \x01(\tR\x04next\"\xc1\x02\n" +
 	"\bTemplate\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x14\n" +
@@ -3630,7 +3638,8 @@ const file_vm_v1_vm_proto_rawDesc = "" +
 	"\x06clones\x18\b \x01(\x04R\x06clones\x12\x10\n" +
 	"\x03pid\x18\t \x01(\x05R\x03pid\x12\x12\n" +
 	"\x04worn\x18\n" +
-	" \x01(\tR\x04worn*\xc9\x01\n" +
+	" \x01(\tR\x04worn\x120\n" +
+	"\x05again\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05again*\xc9\x01\n" +
 	"\x0fContainerStatus\x12 \n" +
 	"\x1cCONTAINER_STATUS_UNSPECIFIED\x10\x00\x12\x1d\n" +
 	"\x19CONTAINER_STATUS_CREATING\x10\x01\x12\x1c\n" +
@@ -3766,12 +3775,13 @@ var file_vm_v1_vm_proto_depIdxs = []int32{
 	6,  // 54: bulkhead.vm.v1.PoolReply.sandboxes:type_name -> bulkhead.vm.v1.Sandbox
 	49, // 55: bulkhead.vm.v1.Template.made:type_name -> google.protobuf.Timestamp
 	52, // 56: bulkhead.vm.v1.Template.took:type_name -> google.protobuf.Duration
-	52, // 57: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
-	58, // [58:58] is the sub-list for method output_type
-	58, // [58:58] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	49, // 57: bulkhead.vm.v1.Template.again:type_name -> google.protobuf.Timestamp
+	52, // 58: bulkhead.vm.v1.Sandbox.PhasesEntry.value:type_name -> google.protobuf.Duration
+	59, // [59:59] is the sub-list for method output_type
+	59, // [59:59] is the sub-list for method input_type
+	59, // [59:59] is the sub-list for extension type_name
+	59, // [59:59] is the sub-list for extension extendee
+	0,  // [0:59] is the sub-list for field type_name
 }
 
 func init() { file_vm_v1_vm_proto_init() }

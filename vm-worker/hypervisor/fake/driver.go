@@ -47,8 +47,8 @@ type Options struct {
 	Mirrored func(hypervisor.Followed)
 	// ResizeError, when set, may fail a change of a VM's size.
 	ResizeError func(to hypervisor.Size) error
-	// RehearsalError, when set, is what guests answer that are asked to rehearse.
-	RehearsalError string
+	// RehearsalError, when set, may make guests fail that are asked to rehearse.
+	RehearsalError func() error
 	// Mute makes guests that never open their link.
 	Mute bool
 	Log  hclog.Logger

@@ -29,7 +29,7 @@ type guest struct {
 	script        Script
 	refuse        func(resources string) error // nil: every update is taken
 	refuseNetwork func(*agentv1.NetworkRequest) error
-	unrehearsed   string                                                 // why it cannot rehearse
+	rehearse      func() error                                           // nil: it can
 	nics          func(context.Context) ([]hypervisor.PluggedNIC, error) // of its machine
 	log           hclog.Logger
 	endpoint      *stdio.Endpoint
@@ -52,7 +52,7 @@ type guest struct {
 func startGuest(s hypervisor.Spec, o Options, nics func(context.Context) ([]hypervisor.PluggedNIC, error)) (*guest, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	g := &guest{
-		sandbox: s.ID, script: o.Script, refuse: o.UpdateError, refuseNetwork: o.NetworkError, unrehearsed: o.RehearsalError, nics: nics, log: o.Log.With("sandbox", s.ID), ctx: ctx, cancel: cancel,
+		sandbox: s.ID, script: o.Script, refuse: o.UpdateError, refuseNetwork: o.NetworkError, rehearse: o.RehearsalError, nics: nics, log: o.Log.With("sandbox", s.ID), ctx: ctx, cancel: cancel,
 		endpoint: stdio.NewEndpoint(stdio.EndpointConfig{}), containers: map[string]*container{}, nextPID: 1,
 	}
 	for _, name := range []string{"ctl", "io"} {
@@ -110,7 +110,7 @@ func (g *guest) serveRequests(ctx context.Context, ctl *link.Listener) {
 		}
 		greeting, err := bus.Greeted(session)
 		if err == nil && greeting.GetRehearse() != nil {
-			err = errors.Join(errors.New("the host asked for a rehearsal"), bus.TellRehearsed(session, &agentv1.Rehearsed{Error: g.unrehearsed}))
+			err = errors.Join(errors.New("the host asked for a rehearsal"), bus.TellRehearsed(session, g.rehearsed()))
 		}
 		if err == nil && greeting.Vm != g.sandbox {
 			err = fmt.Errorf("the guest of %s is greeted as %s", g.sandbox, greeting.Vm)
@@ -150,6 +150,17 @@ func (g *guest) serveRequests(ctx context.Context, ctl *link.Listener) {
 	if err := server.Stop(ctx); err != nil {
 		g.log.Debug("requests cut off", "error", err)
 	}
+}
+
+// rehearsed is how its rehearsal went.
+func (g *guest) rehearsed() *agentv1.Rehearsed {
+	if g.rehearse == nil {
+		return &agentv1.Rehearsed{}
+	}
+	if err := g.rehearse(); err != nil {
+		return &agentv1.Rehearsed{Error: err.Error()}
+	}
+	return &agentv1.Rehearsed{}
 }
 
 func (g *guest) register(nc *nats.Conn) (*bus.AgentServer, error) {
