@@ -47,6 +47,13 @@ func (s *sandbox) leave(key string) (last bool) {
 	return s.closing
 }
 
+// ending tells whether the VM has been ended, or has ended, so that nobody can join it.
+func (s *sandbox) ending() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
 func (s *sandbox) memberList() []*container {
 	s.mu.Lock()
 	defer s.mu.Unlock()
