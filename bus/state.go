@@ -48,6 +48,9 @@ func CreateState(ctx context.Context, c *Conn) error {
 		if _, err := c.js.CreateOrUpdateKeyValue(ctx, cfg); err != nil {
 			return fmt.Errorf("create bucket %s: %w", cfg.Bucket, err)
 		}
+		if err := forgetAgain(ctx, c, cfg.Bucket); err != nil {
+			return err
+		}
 	}
 	_, err := c.js.CreateOrUpdateStream(ctx, jetstream.StreamConfig{
 		Name:        EventStream,
