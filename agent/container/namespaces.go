@@ -4,7 +4,9 @@
 package container
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -113,6 +115,9 @@ func (c *Container) openNamespace(file string) (joinedFile, error) {
 	pid := p.pid
 	c.mu.Unlock()
 	f, err := os.Open("/proc/" + strconv.Itoa(pid) + "/ns/" + file)
+	if errors.Is(err, fs.ErrNotExist) { // it has ended, of which nobody has heard yet
+		return joinedFile{}, ErrNotRunning
+	}
 	if err != nil {
 		return joinedFile{}, err
 	}
