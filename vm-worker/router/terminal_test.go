@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -67,12 +68,21 @@ func (r *rig) openTerminal() (*container, *os.File) {
 // startOnTerminal starts argv on a pty of the guest's own.
 func (r *rig) startOnTerminal(channel uint32, c *container, argv ...string) {
 	r.t.Helper()
+	hearHangups(r.t)
 	master, slave := openPty(r.t)
 	c.cmd = exec.Command(argv[0], argv[1:]...)
 	c.cmd.Stdin, c.cmd.Stdout, c.cmd.Stderr = slave, slave, slave
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	r.start(channel, c, stdio.Streams{Terminal: master})
 	slave.Close()
+}
+
+// hearHangups has children of this process hear SIGHUP, even if it was started to
+// ignore it, as by nohup: what is caught is not ignored in them.
+func hearHangups(t testing.TB) {
+	caught := make(chan os.Signal, 1)
+	signal.Notify(caught, unix.SIGHUP)
+	t.Cleanup(func() { signal.Stop(caught) })
 }
 
 func openPty(t testing.TB) (master, slave *os.File) {
