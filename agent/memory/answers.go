@@ -18,7 +18,7 @@ func (g *Governor) Set(m Machine, number uint64) error {
 		}
 		g.unseen = m.Has - min(total, m.Has)
 	}
-	g.machine, g.refused = m, time.Time{}
+	g.machine, g.refused, g.taking = m, time.Time{}, false
 	g.answered(number)
 	if m.Has != was {
 		g.calm = 0
@@ -37,7 +37,7 @@ func (g *Governor) Set(m Machine, number uint64) error {
 func (g *Governor) Refused(m Machine, number uint64) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.machine = m
+	g.machine, g.taking = m, false
 	current := number == g.number && g.asked > m.Has // else it is not what the containers wait for now
 	g.answered(number)
 	if !current {
@@ -79,6 +79,7 @@ func (g *Governor) Agree(number uint64) bool {
 	if number == g.number && !g.hungry {
 		// Once more, as the kernel may have taken some of what was free then.
 		if err := g.draw(); err == nil && g.group.number("memory.max") >= g.group.number("memory.current") {
+			g.taking = true
 			return true
 		}
 		g.asked = 0

@@ -35,8 +35,7 @@ func (g *Governor) draw() error {
 	}
 	// Below one and a half of its reserve the kernel reclaims, and near it, it kills.
 	border := g.group.number("memory.current") + free - min(free, headroom+2*reserve(total))
-	// A host takes memory away bit by bit and tells when it is done, or never, if it dies meanwhile.
-	has := min(m.Has, total+g.unseen)
+	has := g.online(total)
 	shrinks := g.offered != 0 && g.offered < has
 	if shrinks {
 		border -= min(border, has-g.offered) // about to go
@@ -64,6 +63,10 @@ func (g *Governor) draw() error {
 	}
 	return nil
 }
+
+// online is what the machine has by its kernel's word. A host takes memory away bit by bit and tells when it is done, or
+// never, if it dies meanwhile; and it tells of what it has added a moment before the kernel uses it.
+func (g *Governor) online(total uint64) uint64 { return min(g.machine.Has, total+g.unseen) }
 
 // redraw is draw where nobody can be told of an error.
 func (g *Governor) redraw() {

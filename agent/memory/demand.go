@@ -29,16 +29,30 @@ func (g *Governor) feed() error {
 	if err := g.draw(); err != nil {
 		return err
 	}
+	total, _, err := g.meminfo()
+	if err != nil {
+		return err
+	}
+	has := g.machine.Has
+	if g.taking { // some of that may be gone
+		has = g.online(total)
+	}
 	switch {
-	case g.group.number("memory.max") >= before+worthwhile, g.machine.Has >= g.machine.Limit && g.offered == 0, !g.refused.IsZero():
+	case g.group.number("memory.max") >= before+worthwhile, !g.refused.IsZero():
 		g.hungry = false
-	case g.asked == 0 || g.asked < g.machine.Has: // else it is asked again until it is answered
+	case has >= g.machine.Limit && g.offered == 0:
+		g.hungry = g.online(total) < has // there is no more, but this has not come yet
+	case g.asked == 0 || g.asked < has || g.number == g.offer: // else it is asked again until it is answered
 		// In steps of a half: few of them to any size, and no more than that unused.
-		step := max(blocks(g.machine.Has/2), Block)
-		g.ask(max(min(g.machine.Has+step, g.machine.Base+blocks(g.machine.Limit-g.machine.Base)), g.machine.Has))
+		step := max(blocks(has/2), Block)
+		g.ask(max(min(has+step, g.machine.Base+blocks(g.machine.Limit-g.machine.Base)), has))
 	}
 	return nil
 }
+
+// comes tells whether charges wait at the border for memory that the host has added and the kernel does not use yet,
+// which nobody tells of.
+func (g *Governor) comes() bool { return g.hungry && g.asked == 0 && time.Since(g.met) < waitTime }
 
 func (g *Governor) ask(bytes uint64) {
 	g.asked, g.since = bytes, time.Now()
@@ -66,6 +80,12 @@ func (g *Governor) look() {
 		if time.Since(g.refused) >= g.hold {
 			g.refused = time.Time{}
 			g.redraw()
+		}
+		return
+	}
+	if g.comes() {
+		if err := g.feed(); err != nil {
+			g.cfg.Log.Error("the memory of the containers is not followed", "error", err)
 		}
 		return
 	}

@@ -72,6 +72,7 @@ type Governor struct {
 	number  uint64        // of the newest wish
 	offered uint64        // what is to stay of a machine of which the host may be taking the rest; 0: all
 	offer   uint64        // number of the wish by which it may
+	taking  bool          // the containers agreed to that, and the host has not told since what the machine has
 	refused time.Time     // when the host refused; zero: it did not
 	denied  time.Time     // when it refused last
 	hold    time.Duration // how long a refusal holds
@@ -137,7 +138,7 @@ func (g *Governor) next() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
-	case g.asked != 0:
+	case g.asked != 0, g.comes():
 		return askAgain
 	case !g.refused.IsZero():
 		return max(time.Until(g.refused.Add(g.hold)), time.Millisecond)

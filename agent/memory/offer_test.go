@@ -108,3 +108,67 @@ func TestAHostThatDiesWhileItTakesMemoryIsNotBelieved(t *testing.T) {
 		t.Errorf("the containers may use %d MiB more, of some 70 that are free", room)
 	}
 }
+
+// TestWhoMeetsTheBorderAfterADeathOfTheHostIsNotForgotten: the host dies when it has taken all but little, the containers need
+// it, and the next host has not told yet what is left. What it had before is not believed: a charge that nobody asks for is killed.
+func TestWhoMeetsTheBorderAfterADeathOfTheHostIsNotForgotten(t *testing.T) {
+	for _, c := range []struct {
+		what string
+		need func(g *guest) // about when the next host asks for consent
+	}{
+		{"before the next host asks", func(g *guest) { g.reached(); g.reached(); g.Agree(g.offer) }},
+		{"when it was told that the kernel needs what was offered", func(g *guest) {
+			g.put(g.cfg.Proc, "meminfo", "MemTotal: 116000 kB\nMemFree: 1000 kB\n")
+			g.put(g.cfg.Dir, "memory.current", "99000000\n")
+			g.Agree(g.offer)
+			g.reached()
+		}},
+	} {
+		g := offers(t)
+		if err := g.Set(machineOf(512*mib), 0); err != nil { // all that it may have
+			t.Fatal(err)
+		}
+		if !g.Agree(g.newest) {
+			t.Fatal("what is offered may not be taken")
+		}
+		g.put(g.cfg.Proc, "meminfo", "MemTotal: 116000 kB\nMemFree: 15000 kB\n") // 6 MiB are still to go
+		g.put(g.cfg.Dir, "memory.current", "80000000\n")
+		offer := g.offer
+		c.need(g)
+		if err := g.Set(machineOf(134*mib), offer); err != nil {
+			t.Fatal(err)
+		}
+		if last := g.wants[len(g.wants)-1]; g.asked == 0 || last < 256*mib || g.offered != 0 {
+			t.Errorf("%s: the host was asked for %v, and is for %d MiB", c.what, g.wants, g.asked>>20)
+		}
+		g.expectWait(c.what, waitTime)
+	}
+}
+
+// TestMemoryThatComesAfterTheHostsWordIsUsed: the last of it, too, for which nobody asks any more.
+func TestMemoryThatComesAfterTheHostsWordIsUsed(t *testing.T) {
+	g := newGuest(t)
+	g.reached()
+	if err := g.Set(machineOf(512*mib), g.newest); err != nil { // the kernel has not brought it up yet
+		t.Fatal(err)
+	}
+	if next := g.next(); next != askAgain {
+		t.Errorf("the border is looked at again in %v", next)
+	}
+	g.put(g.cfg.Proc, "meminfo", "MemTotal: 503216 kB\nMemFree: 402216 kB\n")
+	g.look()
+	if g.room() < 300*mib || g.hungry {
+		t.Errorf("the containers may use %d MiB more, of 393 that have come", g.room()>>20)
+	}
+	if len(g.wants) != 1 {
+		t.Errorf("the host was asked for %v", g.wants)
+	}
+}
+
+// put makes a file say something else.
+func (g *guest) put(dir, name, text string) {
+	g.t.Helper()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+		g.t.Fatal(err)
+	}
+}
