@@ -140,6 +140,9 @@ func (c *container) takeAnother(ctx context.Context, p *plan, cg *hostcgroup.Cgr
 	if err := s.replace(ctx); err != nil {
 		return err
 	}
+	if s.ending() { // it was ended meanwhile
+		return errVMEnded(s.id)
+	}
 	s.network.lost()
 	return s.come(ctx, p, cg)
 }

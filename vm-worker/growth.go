@@ -70,7 +70,8 @@ type wish struct{ bytes, number uint64 }
 // tells the guest what it has; it returns the number of the newest wish that is done with. One that the host has no memory for is refused: its kernel
 // then decides what has to end.
 func (s *sandbox) fulfil(ctx context.Context, want wish, later <-chan wish) (answered uint64) {
-	err := s.awaitMemory(ctx, func() error {
+	first := want.bytes
+	asked, err := s.awaitMemory(ctx, func() error {
 		select { // the guest may need less meanwhile
 		case next := <-later:
 			if next.number >= want.number {
@@ -80,6 +81,9 @@ func (s *sandbox) fulfil(ctx context.Context, want wish, later <-chan wish) (ans
 		}
 		return s.changeMemory(ctx, want, false)
 	})
+	if asked && want.bytes < first {
+		s.holdBack() // what others gave back for it, it did not want: it is not to have them do so again and again
+	}
 	switch {
 	case err == nil || ctx.Err() != nil || !s.alive():
 	case bus.ReasonOf(err) == bus.ResourceExhausted:

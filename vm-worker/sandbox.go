@@ -181,7 +181,7 @@ func (s *sandbox) start(ctx context.Context, p *plan, cgroupProcs []string) erro
 	})
 	w.log.Debug("vm starts", "sandbox", s.id, "origin", rec.Origin, "reason", rec.OriginReason)
 
-	if err := s.awaitMemory(ctx, func() error { return w.budget.claim(s, w.baseMemory()) }); err != nil {
+	if _, err := s.awaitMemory(ctx, func() error { return w.budget.claim(s, w.baseMemory()) }); err != nil {
 		return err
 	}
 	defer w.budget.settle(s)

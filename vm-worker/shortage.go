@@ -21,9 +21,10 @@ const (
 	// That it wanted more than there is may be its nature, and what others give back they may have to read again.
 	firstHold = 20 * time.Second
 	mostHold  = 10 * time.Minute
-	// trimEvery is how often one VM is asked for what it does not use, whoever needs it.
-	trimEvery = time.Minute
 )
+
+// trimEvery is how often one VM is asked for what it does not use, whoever needs it. Tests shorten it.
+var trimEvery = time.Minute
 
 // shortage is what the worker remembers of a VM and scarce memory.
 type shortage struct {
@@ -57,15 +58,16 @@ func (h *shortage) trim(now time.Time) bool {
 
 // awaitMemory has the VM get memory by a function that fails with ResourceExhausted while there is too little, and
 // is tried again when there may be more. Others give theirs back for it meanwhile, unless it is held: then it has what is free.
-func (s *sandbox) awaitMemory(ctx context.Context, get func() error) error {
+// It tells whether others were asked.
+func (s *sandbox) awaitMemory(ctx context.Context, get func() error) (asked bool, err error) {
 	deadline, look := time.NewTimer(shortageTime), time.NewTicker(shortageLook)
 	defer deadline.Stop()
 	defer look.Stop()
-	for asked := false; ; {
+	for {
 		freed := s.w.budget.freed()
 		err := get()
 		if ctx.Err() != nil || bus.ReasonOf(err) != bus.ResourceExhausted {
-			return err
+			return asked, err
 		}
 		if !asked && !s.heldBack() { // once: each time they give up files that they have cached
 			asked = true
@@ -77,14 +79,19 @@ func (s *sandbox) awaitMemory(ctx context.Context, get func() error) error {
 		case <-freed:
 		case <-look.C: // other processes of the host tell nobody what they give back
 		case <-deadline.C:
-			s.mu.Lock()
-			s.shortage.refused(time.Now())
-			s.mu.Unlock()
-			return err
+			s.holdBack()
+			return asked, err
 		case <-ctx.Done():
-			return err
+			return asked, err
 		}
 	}
+}
+
+// holdBack has nobody give memory back for this VM for a while.
+func (s *sandbox) holdBack() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shortage.refused(time.Now())
 }
 
 // heldBack tells whether nobody gives memory back for this VM now.

@@ -12,11 +12,13 @@ import (
 
 	agentv1 "bulkhead/proto/agent/v1"
 	vmv1 "bulkhead/proto/vm/v1"
+	vmworker "bulkhead/vm-worker"
 	"bulkhead/vm-worker/hypervisor/fake"
 )
 
 // TestARefusedVMIsNoBurdenOnOthers, however often it asks: what they have cached they may read again.
 func TestARefusedVMIsNoBurdenOnOthers(t *testing.T) {
+	vmworker.SetTrimEvery(t, 0) // so it is the hold that keeps b from being asked
 	driver := fake.New(fake.Options{})
 	h := newBus(t)
 	h.cfg.MemoryBudgetMiB = 2*128 + 512
@@ -45,6 +47,38 @@ func TestARefusedVMIsNoBurdenOnOthers(t *testing.T) {
 	h.toldMemory(driver, ids["b"], "b, smaller", func(m *agentv1.MemoryRequest) bool { return m.Memory.GetHas() == 128*mib })
 	h.want(driver, ids["a"], 512*mib)
 	h.toldMemory(driver, ids["a"], "a, when there is some", func(m *agentv1.MemoryRequest) bool { return m.Memory.GetHas() == 512*mib && !m.Refused })
+	h.delete("a", true)
+	h.delete("b", true)
+	h.expectNothing()
+}
+
+// TestAVMThatTakesBackItsWishIsNoBurdenEither: what others gave back for it would else be asked of them for ever.
+func TestAVMThatTakesBackItsWishIsNoBurdenEither(t *testing.T) {
+	vmworker.SetTrimEvery(t, 0)
+	driver := fake.New(fake.Options{})
+	h := newBus(t)
+	h.cfg.MemoryBudgetMiB = 2*128 + 512
+	h.driver = &observed{Driver: driver, started: make(chan string, 64)}
+	h.serve()
+	ids := map[string]string{}
+	for _, name := range []string{"a", "b"} {
+		h.createAs(name, sized(h.bundle(name, "sleep"), 512*mib, 100_000))
+		ids[name] = h.state(name).Sandbox
+	}
+	h.want(driver, ids["b"], 608*mib)
+	h.toldMemory(driver, ids["b"], "b, grown", func(m *agentv1.MemoryRequest) bool { return m.Memory.GetHas() == 608*mib })
+	h.want(driver, ids["a"], 512*mib)
+	h.toldMemory(driver, ids["b"], "b, when a needs memory", func(m *agentv1.MemoryRequest) bool { return m.Trim })
+	h.want(driver, ids["a"], 128*mib)
+	h.toldMemory(driver, ids["a"], "a, which needs none any more", func(m *agentv1.MemoryRequest) bool { return !m.Refused && m.Number == 2 })
+	h.want(driver, ids["b"], 608*mib)
+	h.toldMemory(driver, ids["b"], "b, answered", func(m *agentv1.MemoryRequest) bool { return !m.Trim })
+
+	h.want(driver, ids["a"], 512*mib)
+	h.toldMemory(driver, ids["a"], "a, which needs it again", func(m *agentv1.MemoryRequest) bool { return m.Refused && m.Number == 3 })
+	if m := driver.Memory(ids["b"]); m.Trim {
+		t.Error("b is asked again for what a did not want")
+	}
 	h.delete("a", true)
 	h.delete("b", true)
 	h.expectNothing()

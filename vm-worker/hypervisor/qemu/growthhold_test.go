@@ -75,13 +75,13 @@ func onlyGivenMemory(t *testing.T, v hypervisor.VM) {
 	if used > 0 {
 		t.Fatalf("%d pages were used that it had given back; it has %d KiB more", used, (privateMemory(t, v)-before)>>10)
 	}
-	waitDone(t, v, 10*time.Second)
+	waitDone(t, v, 30*time.Second)
 	if reason := v.ExitReason(); !strings.Contains(reason, "signal") && !strings.Contains(reason, "segmentation") {
 		t.Errorf("it ended because %s", reason)
 	}
 }
 
-// TestARoomThatCannotBeHeldIsToldOnce covers what is looked at before a VM is told to hold its memory.
+// TestARoomThatCannotBeHeldIsTold covers what is looked at before a VM is told to hold its memory.
 func TestARoomThatCannotBeHeldIsTold(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()

@@ -30,6 +30,7 @@ type vm struct {
 	watched chan struct{} // closed when watch has ended, also by Release
 	unplugs unplugs
 	memory  chan struct{} // capacity 1: the guest has taken or given back memory
+	stopped chan struct{} // capacity 1: the machine was stopped
 	moved   chan string   // capacity 1: how a migration ended
 	forked  bool          // from a zygote
 
@@ -47,7 +48,7 @@ var _ hypervisor.VM = (*vm)(nil)
 func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.File, from origin) (_ *vm, err error) {
 	v := &vm{
 		rec: rec, stderr: stderr, events: make(chan hypervisor.Event, 16),
-		done: make(chan struct{}), watched: make(chan struct{}), memory: make(chan struct{}, 1), moved: make(chan string, 1),
+		done: make(chan struct{}), watched: make(chan struct{}), memory: make(chan struct{}, 1), stopped: make(chan struct{}, 1), moved: make(chan string, 1),
 		size: hypervisor.Size{VCPUs: rec.VCPUs, MemoryBytes: rec.MemoryBytes},
 	}
 	if v.pidfd, err = rec.Pidfd(); err != nil {
@@ -80,6 +81,9 @@ func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.Fil
 	if err := v.monitor.execute(ctx, "query-status", nil, &status); err != nil {
 		return nil, err
 	}
+	if status.Status == brokenStatus {
+		return nil, errors.New("its machine was stopped by QEMU and cannot go on")
+	}
 	if status.Status == "inmigrate" {
 		return nil, errors.New("its starter died before it had given it the state of its template")
 	}
@@ -98,6 +102,7 @@ func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.Fil
 		v.size.MemoryBytes = rec.BootMemoryBytes + has
 	}
 	go v.watch()
+	go v.endBroken()
 	return v, nil
 }
 
@@ -203,6 +208,10 @@ func (v *vm) onEvent(e qmpEvent) {
 	switch e.Name {
 	case "STOP":
 		v.emit(hypervisor.Event{Kind: hypervisor.EventStopped})
+		select {
+		case v.stopped <- struct{}{}:
+		default: // somebody is about to look
+		}
 	case "RESUME":
 		v.emit(hypervisor.Event{Kind: hypervisor.EventResumed})
 	case "GUEST_PANICKED":
@@ -218,6 +227,32 @@ func (v *vm) onEvent(e qmpEvent) {
 		}
 	case "SHUTDOWN":
 		v.onShutdown(e)
+	}
+}
+
+// brokenStatus is that of a machine that QEMU stopped because it cannot go on, as when a processor
+// under KVM meets memory that the guest was not given.
+const brokenStatus = "internal-error"
+
+// endBroken ends the VM when it would stand still for ever.
+func (v *vm) endBroken() {
+	for {
+		select {
+		case <-v.watched:
+			return
+		case <-v.stopped:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
+		var status struct {
+			Status string `json:"status"`
+		}
+		err := v.monitor.execute(ctx, "query-status", nil, &status)
+		cancel()
+		if err != nil || status.Status != brokenStatus {
+			continue // it has ended, or it was the worker that stopped it
+		}
+		v.ordered("qemu stopped the machine, which cannot go on (" + brokenStatus + ")" + v.lastWords())
+		_ = v.rec.KillProcess() // fails for one that has ended
 	}
 }
 

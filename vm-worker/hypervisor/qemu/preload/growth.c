@@ -11,7 +11,7 @@
  * fill the device without a word to anybody. Here every part that is not plugged is memory that nobody can
  * touch. QEMU tells those who registered for it (RamDiscardListener, made for VFIO) of each part: before
  * the guest hears that it is plugged, and after it was unplugged. A processor that touches what is not plugged ends its VM
- * by SIGSEGV, or under KVM by an error; a device that is sent there fails with EFAULT.
+ * by SIGSEGV; under KVM QEMU stops it with an internal error, and the worker then ends it; a device that is sent there fails with EFAULT.
  *
  * BULKHEAD_GROWTH names the memory backend. A QEMU that was to be held and cannot be does not run.
  */
@@ -101,7 +101,7 @@ __attribute__((constructor)) static void begin_growth(void)
 	backend = getenv("BULKHEAD_GROWTH");
 }
 
-/* Closes the device as soon as it is made, which is long before a processor runs. */
+/* Closes the device as soon as it is made, which is long before a processor runs; a round before that finds nothing yet. */
 static void hold(void)
 {
 	static struct listener listener = { .populate = populate, .discard = discard };
