@@ -53,6 +53,7 @@ func TestAgent(t *testing.T) {
 		{"host's processor numbers and odd mounts are understood", hostNumbers},
 		{"privileged means all of the guest", privileged},
 		{"failing hook in the container ends it", failingHook},
+		{"statistics of a container that is just ending are given", statsOfOneThatEnds},
 		{"without a limit the guest's memory is the limit", guestOutOfMemory},
 		{"a new link loses no byte and no exit code", newLink},
 	} {

@@ -212,6 +212,34 @@ func TestAgentWithoutItsControlPortPowersOff(t *testing.T) {
 	}
 }
 
+// statsOfOneThatEnds: its process may have ended, and nobody have heard of that yet.
+func statsOfOneThatEnds(t *testing.T, vm *vmtest.VM) {
+	for range 20 {
+		ct := create(t, vm, "ends", process("sleep", "1000"))
+		ct.start(t)
+		over, asked := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(asked)
+			for {
+				select {
+				case <-over:
+					return
+				default:
+					if _, err := ask[agentv1.StatsReply](t, vm, "stats", &agentv1.StatsRequest{Container: "ends"}); err != nil {
+						t.Errorf("statistics: %v", err)
+						return
+					}
+				}
+			}
+		}()
+		ct.signal(t, 9)
+		exit(t, ct.Relay)
+		close(over)
+		<-asked
+		ct.delete(t)
+	}
+}
+
 // failingHook: the hook runs when the start has been answered, as with runc; the container then ends without its program.
 func failingHook(t *testing.T, vm *vmtest.VM) {
 	ct := create(t, vm, "hook", sh("echo ran"), func(s *specs.Spec) {
