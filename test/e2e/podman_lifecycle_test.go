@@ -226,7 +226,8 @@ func TestAContainerOutlivesThePodmanThatRanIt(t *testing.T) {
 		if r := p.try("logs", name); r.Stdout != "up\n" {
 			return fmt.Errorf("it says %q: %s", r.Stdout, r.Stderr)
 		}
-		return nil
+		// Podman writes down that a container runs when the runtime has answered, which its program may be quicker than.
+		return is(p.inspect(name, ".State.Status"), "running")
 	})
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
