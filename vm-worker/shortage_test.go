@@ -16,21 +16,28 @@ import (
 	"bulkhead/vm-worker/hypervisor/fake"
 )
 
-// TestARefusedVMIsNoBurdenOnOthers, however often it asks: what they have cached they may read again.
-func TestARefusedVMIsNoBurdenOnOthers(t *testing.T) {
-	vmworker.SetTrimEvery(t, 0) // so it is the hold that keeps b from being asked
-	driver := fake.New(fake.Options{})
-	h := newBus(t)
+// grownB is a host of two VMs, of which b has all that there is to have.
+func grownB(t *testing.T) (h *host, driver *fake.Driver, ids map[string]string) {
+	t.Helper()
+	driver = fake.New(fake.Options{})
+	h = newBus(t)
 	h.cfg.MemoryBudgetMiB = 2*128 + 512
 	h.driver = &observed{Driver: driver, started: make(chan string, 64)}
 	h.serve()
-	ids := map[string]string{}
+	ids = map[string]string{}
 	for _, name := range []string{"a", "b"} {
 		h.createAs(name, sized(h.bundle(name, "sleep"), 512*mib, 100_000))
 		ids[name] = h.state(name).Sandbox
 	}
 	h.want(driver, ids["b"], 608*mib)
 	h.toldMemory(driver, ids["b"], "b, grown", func(m *agentv1.MemoryRequest) bool { return m.Memory.GetHas() == 608*mib })
+	return h, driver, ids
+}
+
+// TestARefusedVMIsNoBurdenOnOthers, however often it asks: what they have cached they may read again.
+func TestARefusedVMIsNoBurdenOnOthers(t *testing.T) {
+	vmworker.SetTrimEvery(t, 0) // so it is the hold that keeps b from being asked
+	h, driver, ids := grownB(t)
 	h.want(driver, ids["a"], 512*mib)
 	h.toldMemory(driver, ids["b"], "b, when a needs memory", func(m *agentv1.MemoryRequest) bool { return m.Trim })
 	h.toldMemory(driver, ids["a"], "a, when b gives nothing back", func(m *agentv1.MemoryRequest) bool { return m.Refused && m.Number == 1 })
@@ -55,18 +62,7 @@ func TestARefusedVMIsNoBurdenOnOthers(t *testing.T) {
 // TestAVMThatTakesBackItsWishIsNoBurdenEither: what others gave back for it would else be asked of them for ever.
 func TestAVMThatTakesBackItsWishIsNoBurdenEither(t *testing.T) {
 	vmworker.SetTrimEvery(t, 0)
-	driver := fake.New(fake.Options{})
-	h := newBus(t)
-	h.cfg.MemoryBudgetMiB = 2*128 + 512
-	h.driver = &observed{Driver: driver, started: make(chan string, 64)}
-	h.serve()
-	ids := map[string]string{}
-	for _, name := range []string{"a", "b"} {
-		h.createAs(name, sized(h.bundle(name, "sleep"), 512*mib, 100_000))
-		ids[name] = h.state(name).Sandbox
-	}
-	h.want(driver, ids["b"], 608*mib)
-	h.toldMemory(driver, ids["b"], "b, grown", func(m *agentv1.MemoryRequest) bool { return m.Memory.GetHas() == 608*mib })
+	h, driver, ids := grownB(t)
 	h.want(driver, ids["a"], 512*mib)
 	h.toldMemory(driver, ids["b"], "b, when a needs memory", func(m *agentv1.MemoryRequest) bool { return m.Trim })
 	h.want(driver, ids["a"], 128*mib)
