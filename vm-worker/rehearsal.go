@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"bulkhead/bus"
 	"bulkhead/bus/link"
 	agentv1 "bulkhead/proto/agent/v1"
@@ -93,7 +91,7 @@ func rehearsalFiles() (parts []*os.File, err error) {
 			err = fmt.Errorf("making the files of a rehearsal: %w", err)
 		}
 	}()
-	tree, err := detachedMemory()
+	tree, err := share.DetachedMemory()
 	if err != nil {
 		return nil, err
 	}
@@ -112,21 +110,4 @@ func rehearsalFiles() (parts []*os.File, err error) {
 		return nil, err
 	}
 	return share.Parts(tree, rehearsalParts...)
-}
-
-// detachedMemory is a tmpfs that is mounted nowhere (fsopen(2), fsmount(2)).
-func detachedMemory() (*os.File, error) {
-	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		return nil, os.NewSyscallError("fsopen", err)
-	}
-	defer unix.Close(context)
-	if err := unix.FsconfigCreate(context); err != nil {
-		return nil, os.NewSyscallError("fsconfig", err)
-	}
-	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("fsmount", err)
-	}
-	return os.NewFile(uintptr(fd), "rehearsal"), nil
 }

@@ -10,6 +10,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// DetachedMemory is a tmpfs that is mounted nowhere (fsopen(2), fsmount(2)).
+func DetachedMemory() (*os.File, error) {
+	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(context)
+	if err := unix.FsconfigCreate(context); err != nil {
+		return nil, os.NewSyscallError("fsconfig", err)
+	}
+	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fsmount", err)
+	}
+	return os.NewFile(uintptr(fd), "detached"), nil
+}
+
 // Parts gives detached mounts of places in a tree that is mounted nowhere
 // (fsmount(2)). Kernels before 6.15 clone only what is mounted in the caller's
 // namespace; so it is mounted for a moment, in one that nobody else is in. The

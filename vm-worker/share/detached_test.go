@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestPartsOfADetachedTreeOutliveIt(t *testing.T) {
@@ -61,17 +59,9 @@ func TestPartsThatAreNotThereAreSaid(t *testing.T) {
 
 func detachedTmpfs(t *testing.T) *os.File {
 	t.Helper()
-	context, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	tree, err := DetachedMemory()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(context)
-	if err := unix.FsconfigCreate(context); err != nil {
-		t.Fatal(err)
-	}
-	fd, err := unix.Fsmount(context, unix.FSMOUNT_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return os.NewFile(uintptr(fd), "tree")
+	return tree
 }

@@ -209,10 +209,7 @@ func (e *Engine) Stop() error {
 func (e *Engine) releaseMounts() error {
 	var errs []error
 	for _, path := range []string{filepath.Join(e.dir, "exec", "netns", "default"), filepath.Join(e.ground.Data, "docker")} {
-		err := unix.Unmount(path, unix.MNT_DETACH)
-		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", path, err))
-		}
+		errs = append(errs, host.Unmount(path))
 	}
 	return errors.Join(errs...)
 }

@@ -152,7 +152,7 @@ func (p *Podman) Podman(ctx context.Context, stdin io.Reader, args ...string) (h
 // of its storage.
 func (p *Podman) Stop() error {
 	if p.Net == nil {
-		return detach(p.data)
+		return host.Unmount(p.data)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
@@ -161,7 +161,7 @@ func (p *Podman) Stop() error {
 		succeed(p.Podman(ctx, nil, "rm", "--all", "--force", "--time", "0")),
 	}
 	// The overlay driver binds its directory to itself and leaves that.
-	errs = append(errs, detach(filepath.Join(p.storage(), "overlay")), detach(p.data), linksLeft(p.Net), p.Net.Close())
+	errs = append(errs, host.Unmount(filepath.Join(p.storage(), "overlay")), host.Unmount(p.data), linksLeft(p.Net), p.Net.Close())
 	return errors.Join(append(errs, removeCgroups(p.parent()+"/conmon"), removeCgroups(p.parent()))...)
 }
 
@@ -174,16 +174,7 @@ func shareMounts(dir string) error {
 		return fmt.Errorf("bind %s to itself: %w", dir, err)
 	}
 	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
-		return errors.Join(fmt.Errorf("share the mounts beneath %s: %w", dir, err), detach(dir))
-	}
-	return nil
-}
-
-// detach unmounts what is mounted at a path, if anything is.
-func detach(path string) error {
-	err := unix.Unmount(path, unix.MNT_DETACH)
-	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount %s: %w", path, err)
+		return errors.Join(fmt.Errorf("share the mounts beneath %s: %w", dir, err), host.Unmount(dir))
 	}
 	return nil
 }

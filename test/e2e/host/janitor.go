@@ -65,9 +65,7 @@ func (g *Ground) Clean() error {
 	}
 	var errs []error
 	for _, path := range mounts {
-		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("unmount %s: %w", path, err))
-		}
+		errs = append(errs, Unmount(path))
 	}
 	cgroups, err := g.Cgroups()
 	errs = append(errs, err)
@@ -77,4 +75,13 @@ func (g *Ground) Clean() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Unmount takes off what is mounted at a path, if anything is.
+func Unmount(path string) error {
+	err := unix.Unmount(path, unix.MNT_DETACH)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", path, err)
+	}
+	return nil
 }

@@ -75,20 +75,18 @@ func (d *Driver) take(ctx context.Context, rec hypervisor.Record, stderr *os.Fil
 			return nil, err
 		}
 	}
-	var status struct {
-		Status string `json:"status"`
-	}
-	if err := v.monitor.execute(ctx, "query-status", nil, &status); err != nil {
+	status, err := v.status(ctx)
+	if err != nil {
 		return nil, err
 	}
-	if status.Status == brokenStatus {
+	if status == brokenStatus {
 		return nil, errors.New("its machine was stopped by QEMU and cannot go on")
 	}
-	if status.Status == "inmigrate" {
+	if status == "inmigrate" {
 		return nil, errors.New("its starter died before it had given it the state of its template")
 	}
 	// Prelaunch also when adopted: the starter died between exec and here.
-	if status.Status == "prelaunch" || from.ram.fromState() || from.ram == ramForked {
+	if status == "prelaunch" || from.ram.fromState() || from.ram == ramForked {
 		if err := v.monitor.execute(ctx, "cont", nil, nil); err != nil {
 			return nil, err
 		}
@@ -234,6 +232,15 @@ func (v *vm) onEvent(e qmpEvent) {
 // under KVM meets memory that the guest was not given.
 const brokenStatus = "internal-error"
 
+// status is the state of the machine, RunState in QEMU's qapi/run-state.json.
+func (v *vm) status(ctx context.Context) (string, error) {
+	var reply struct {
+		Status string `json:"status"`
+	}
+	err := v.monitor.execute(ctx, "query-status", nil, &reply)
+	return reply.Status, err
+}
+
 // endBroken ends the VM when it would stand still for ever.
 func (v *vm) endBroken() {
 	for {
@@ -243,12 +250,9 @@ func (v *vm) endBroken() {
 		case <-v.stopped:
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), killTimeout)
-		var status struct {
-			Status string `json:"status"`
-		}
-		err := v.monitor.execute(ctx, "query-status", nil, &status)
+		status, err := v.status(ctx)
 		cancel()
-		if err != nil || status.Status != brokenStatus {
+		if err != nil || status != brokenStatus {
 			continue // it has ended, or it was the worker that stopped it
 		}
 		v.ordered("qemu stopped the machine, which cannot go on (" + brokenStatus + ")" + v.lastWords())
